@@ -1,0 +1,1 @@
+"""Modelfile text <-> directives."""
