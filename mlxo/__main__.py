@@ -8,8 +8,8 @@ import sys
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("mlxo.cli.run:run", "run a model: one answer, or a conversation"),
     "serve": ("mlxo.server.main:serve", "run the server in the foreground"),
-    "create": ("mlxo.cli.models:create", "make a model from a Modelfile"),
-    "show": ("mlxo.cli.models:show", "show what a model is made of"),
+    "create": ("mlxo.cli.create:create", "make a model from a Modelfile"),
+    "show": ("mlxo.cli.show:show", "show what a model is made of"),
     "list": ("mlxo.cli.models:list_models", "list the models on disk"),
     "ps": ("mlxo.cli.models:ps", "list the models in memory"),
     "pull": ("mlxo.cli.models:pull", "fetch a model"),

@@ -10,7 +10,7 @@ import re
 from mlxo.core.errors import InvalidRequest
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_TERM = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_TERM = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 MAX_SECONDS = (2**63 - 1) / 1e9
 
 
@@ -22,7 +22,7 @@ def parse(text: str) -> float:
         return 0.0
     terms = list(_TERM.finditer(body))
     if not terms or "".join(t.group() for t in terms) != body:
-        if re.fullmatch(r"\d+\.?\d*|\.\d+", body):
+        if re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", body):
             raise InvalidRequest(f'time: missing unit in duration "{text[:40]}"', "for example 300s or 5m")
         raise InvalidRequest(f'time: invalid duration "{text[:40]}"', "for example 30s, 5m or 1h30m")
     total = sum(float(t[1]) * _UNITS[t[2]] for t in terms)

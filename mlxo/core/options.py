@@ -7,6 +7,7 @@ A field that is None was not given.
 from __future__ import annotations
 
 import contextlib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -89,6 +90,11 @@ def _kind(hint: object) -> type:
 KINDS: dict[str, type] = {k: _kind(v) for k, v in typing.get_type_hints(Options).items()}
 
 
+def _fits(number: int | float) -> bool:
+    """Finite, and an int in 64 bits: what the wire and MLX can carry."""
+    return math.isfinite(number) if isinstance(number, float) else -(2**63) <= number < 2**63
+
+
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 
@@ -105,10 +111,8 @@ def from_text(name: str, text: str) -> int | float | bool | str:
             if text not in _TRUE | _FALSE:
                 raise ValueError(text)
             return text in _TRUE
-        if kind is int and not text.isascii():
-            raise ValueError(text)
         value = kind(text)
-        if (isinstance(value, float) and value != value) or "_" in text:
+        if not text.isascii() or "_" in text or text != text.strip() or not _fits(value):
             raise ValueError(text)
         return typing.cast(int | float, value)
     except ValueError:
@@ -137,7 +141,8 @@ def _checked(name: str, kind: type, value: object) -> Value:
         return value
     if kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
-            return typing.cast(int | float, kind(value))
+            if _fits(number := kind(value)):
+                return number
     if kind is str:
         if isinstance(value, str):
             return (value,)

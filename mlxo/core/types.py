@@ -53,6 +53,8 @@ class Chat(Frozen, frozen=True, kw_only=True, tag="chat"):
     """Messages through the model's chat template. `tools` are JSON schemas as the client sent them.
 
     `prefill` is True when the last message is an assistant turn that the model shall go on with.
+    `context` holds token ids of earlier turns that stand before the rendered prompt; with it the model's own
+    MESSAGE turns are left out (they are in it already).
     """
 
     messages: tuple[Message, ...]
@@ -60,6 +62,7 @@ class Chat(Frozen, frozen=True, kw_only=True, tag="chat"):
     think: Think | None = None
     truncate: bool = True
     prefill: bool = False
+    context: tuple[int, ...] = ()
 
 
 class Complete(Frozen, frozen=True, kw_only=True, tag="complete"):

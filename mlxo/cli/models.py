@@ -1,0 +1,120 @@
+"""The verbs for models that are there, or will be: list, ps, pull, cp, rm, stop."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+
+import click
+
+from mlxo.cli import output
+from mlxo.cli.client import Client, Json
+from mlxo.cli.daemon import connect
+from mlxo.core.errors import InvalidRequest, MlxoError, NotFound
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command("list")
+@click.argument("prefix", default="")
+@as_json_option
+def list_models(prefix: str, as_json: bool) -> None:
+    """List the models on disk, those whose name begins with PREFIX."""
+    rows = connect().get("/api/tags").get("models") or []
+    rows = [r for r in rows if str(r.get("name")).lower().startswith(prefix.lower())]
+    if as_json:
+        output.print_json(rows)
+    else:
+        sys.stdout.write(list_table(rows))
+
+
+def list_table(rows: list[Json]) -> str:
+    return output.table(
+        ("NAME", "ID", "SIZE", "MODIFIED"),
+        [
+            (r["name"], r["digest"][:12], output.size(r["size"]), output.ago(str(r.get("modified_at"))))
+            for r in rows
+        ],
+    )
+
+
+@click.command()
+@click.argument("prefix", default="")
+@as_json_option
+def ps(prefix: str, as_json: bool) -> None:
+    """List the models in memory, those whose name begins with PREFIX."""
+    rows = connect().get("/api/ps").get("models") or []
+    rows = [r for r in rows if str(r.get("name")).startswith(prefix)]
+    if as_json:
+        output.print_json(rows)
+        return
+    lines = [
+        (
+            r["name"],
+            r["digest"][:12],
+            output.size(r["size"]),
+            output.processor(r["size"], r["size_vram"]),
+            str(r.get("context_length", 0)),
+            output.until(str(r.get("expires_at"))),
+        )
+        for r in rows
+    ]
+    sys.stdout.write(output.table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), lines))
+
+
+@click.command()
+@click.argument("model")
+def pull(model: str) -> None:
+    """Fetch MODEL: a name of the gallery, or a Hugging Face repository such as org/repo."""
+    pull_model(connect(), model)
+
+
+def pull_model(client: Client, model: str) -> None:
+    """Pull with progress on standard error. What was fetched stays when the client leaves half-way."""
+    from mlxo.cli.progress import Progress
+
+    with closing(client.stream("/api/pull", {"model": model})) as lines, Progress() as progress:
+        for line in lines:
+            progress.update(line)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("destination")
+def cp(source: str, destination: str) -> None:
+    """Copy SOURCE to DESTINATION; both share their files."""
+    connect().post("/api/copy", {"source": source, "destination": destination})
+    print(f"copied '{source}' to '{destination}'")
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+def rm(models: tuple[str, ...]) -> int:
+    """Unload and remove MODELS. The others go although one of them is not there."""
+    client = connect()
+    failed = 0
+    for model in models:
+        try:
+            unload(client, model)
+            client.delete("/api/delete", {"model": model})
+            print(f"deleted '{model}'", flush=True)
+        except (NotFound, InvalidRequest) as e:
+            if len(models) == 1:
+                raise
+            failed += 1
+            print(f"Error: {e.message}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+@click.command()
+@click.argument("model")
+def stop(model: str) -> None:
+    """Unload MODEL from memory."""
+    try:
+        unload(connect(), model)
+    except NotFound:
+        raise MlxoError(f'couldn\'t find model "{model}" to stop', "what is loaded: mlxo ps") from None
+
+
+def unload(client: Client, model: str) -> None:
+    client.post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})

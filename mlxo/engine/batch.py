@@ -1,0 +1,179 @@
+"""The continuous batch: rows that step together through mlx_lm's BatchGenerator. Engine thread only."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxo.engine.detokenize import one_line
+from mlxo.engine.sampling import Row, Rows, WithRows
+
+Processor = Callable[[mx.array, mx.array], mx.array]
+
+
+# What library code that runs inside a step may raise; a bug of ours in there counts too.
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class Guard:
+    """A row's logits processors as one that never raises.
+
+    A raise inside BatchGenerator's step leaves the KV caches of all the other rows one token too long. So the
+    error is kept here, the logits pass unchanged, and the engine takes the row out after the step.
+    """
+
+    def __init__(self, processors: list[Processor]) -> None:
+        self.error: str | None = None
+        self._processors = processors
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        if self.error is not None:
+            return logits
+        try:
+            processed = logits
+            for processor in self._processors:
+                processed = processor(tokens, processed)
+        except _FAULTS as e:
+            self.error = one_line(e) or type(e).__name__
+            return logits
+        return processed
+
+
+class Job(NamedTuple):
+    """What a back end must know of a sequence. `ids` is the whole prompt, at least one token; `limit` at least 1."""
+
+    key: str
+    ids: list[int]
+    limit: int
+    row: Row
+    guard: Guard | None
+
+
+class Out(NamedTuple):
+    """One token of job `key`. `reason` is "stop" (then `token` is an end token, to be ignored), "length" or None."""
+
+    key: str
+    token: int
+    reason: str | None
+
+
+class Batch:
+    """Rows join first come, first served, and leave between two steps.
+
+    `chunk` bounds the prompt tokens of one row a step, and `budget` those of all rows, padding included: together
+    they bound how long a prompt may hold up the rows that are already writing.
+    """
+
+    def __init__(self, model: Any, eos: Collection[int], rows: int, chunk: int, budget: int) -> None:
+        self._model = model
+        self._eos = [[t] for t in sorted(eos)]
+        self._rows = rows
+        self._chunk = chunk
+        self._budget = budget
+        self._keys: dict[int, str] = {}
+        self._uids: dict[str, int] = {}
+        self._prefilling: dict[int, int] = {}
+        self._waiting: deque[Job] = deque()
+        self._with_rows = WithRows(model)
+        self._generator = self._fresh()
+
+    def _fresh(self) -> BatchGenerator:
+        return BatchGenerator(
+            self._with_rows,
+            stop_tokens=self._eos,
+            sampler=self._with_rows.sample,
+            completion_batch_size=self._rows,
+            prefill_batch_size=self._rows,
+            prefill_step_size=self._chunk,
+        )
+
+    def __len__(self) -> int:
+        return len(self._uids)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, job: Job) -> None:
+        self._waiting.append(job)
+
+    def remove(self, key: str) -> None:
+        """Take a job out, wherever it is. An unknown key is no error: it may just have finished."""
+        uid = self._uids.pop(key, None)
+        if uid is None:
+            self._waiting = deque(j for j in self._waiting if j.key != key)
+            return
+        self._forget(uid)
+        self._generator.remove([uid])
+
+    def _forget(self, uid: int) -> None:
+        self._keys.pop(uid, None)
+        self._prefilling.pop(uid, None)
+
+    def admit(self) -> list[str]:
+        """Let waiting jobs join while there are rows and prompt budget; their keys. One always may, if none prefills."""
+        joined = []
+        while self._waiting and len(self._uids) < self._rows:
+            job = self._waiting[0]
+            width = max(min(len(job.ids), self._chunk), *self._prefilling.values(), 0)
+            if self._prefilling and width * (len(self._prefilling) + 1) > self._budget:
+                break
+            self._waiting.popleft()
+            cache = [*make_prompt_cache(self._model), Rows([job.row])]
+            (uid,) = self._generator.insert(
+                [job.ids],
+                max_tokens=[job.limit],
+                caches=[cache],
+                logits_processors=[[job.guard] if job.guard else None],
+            )
+            self._keys[uid] = job.key
+            self._uids[job.key] = uid
+            self._prefilling[uid] = min(len(job.ids), self._chunk)
+            joined.append(job.key)
+        return joined
+
+    def step(self) -> list[Out]:
+        """One token for every row that is writing, and one chunk for those that are still reading their prompt.
+
+        Raises whatever the model raises; then the batch is of no use until `reset`.
+        """
+        prompts, tokens = self._generator.next()
+        for p in prompts:
+            if p.end_of_prompt:
+                self._prefilling.pop(p.uid, None)
+        outs = []
+        for t in tokens:
+            key = self._keys[t.uid]
+            outs.append(Out(key, t.token, t.finish_reason))
+            if t.finish_reason is not None:
+                self._forget(t.uid)
+                del self._uids[key]
+        return outs
+
+    def reset(self) -> list[str]:
+        """Drop every row and start a new generator; the keys of the rows. Jobs that wait go on waiting."""
+        running = list(self._uids)
+        self.close()
+        self._keys.clear()
+        self._uids.clear()
+        self._prefilling.clear()
+        mx.clear_cache()
+        self._generator = self._fresh()
+        return running
+
+    def close(self) -> None:
+        self._generator.close()

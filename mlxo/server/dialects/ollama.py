@@ -1,0 +1,220 @@
+"""Ollama's inference requests: /api/generate and /api/chat to the internal Request.
+
+Source of fields and texts: https://github.com/ollama/ollama/blob/main/docs/api.md and what its server does.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+
+from mlxo.core import duration
+from mlxo.core.errors import InvalidName, InvalidRequest, ModelNotFound
+from mlxo.core.names import ModelName
+from mlxo.core.options import Options, from_json
+from mlxo.core.types import Chat, Complete, Function, Message, Request, Task, Think, ToolCall, Touch
+from mlxo.server.dialects.base import Dialect, Need, Parsed
+from mlxo.server.dialects.body import check_depth, decode
+from mlxo.server.dialects.ollama_lines import OllamaAnswer
+
+Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+class FunctionBody(msgspec.Struct):
+    name: str | None = None
+    arguments: dict[str, Any] | None = None
+    index: int | None = None
+
+
+class ToolCallBody(msgspec.Struct):
+    function: FunctionBody
+    id: str | None = None
+
+
+class MessageBody(msgspec.Struct):
+    role: str | None = None
+    content: str | None = None
+    thinking: str | None = None
+    images: list[bytes] | None = None
+    tool_calls: list[ToolCallBody] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class _Common(msgspec.Struct):
+    """What generate and chat share. Every field may be null, as Go's decoder has it."""
+
+    model: str | None = None
+    stream: bool | None = None
+    format: Any = None
+    keep_alive: Any = None
+    options: dict[str, Any] | None = None
+    think: Any = None
+    truncate: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class GenerateBody(_Common):
+    prompt: str | None = None
+    suffix: str | None = None
+    system: str | None = None
+    template: str | None = None
+    context: list[Token] | None = None
+    raw: bool | None = None
+    images: list[bytes] | None = None
+
+
+class ChatBody(_Common):
+    messages: list[MessageBody] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+def parse_generate(body: bytes, id_: str) -> Parsed:
+    """POST /api/generate. An empty prompt is a Touch, `raw` a Complete, else it is a Chat of one message."""
+    sent = decode(body, GenerateBody)
+    model = (sent.model or "").strip()
+    if not model:
+        raise ModelNotFound(f"model '{model}' not found")
+    think = _think(sent.think)
+    task: Task
+    needs = [Need("completion", f'"{model}" does not support generate')]
+    if not sent.prompt:
+        task, needs = Touch(), []
+    elif sent.raw:
+        if sent.template or sent.system or sent.context:
+            raise InvalidRequest("raw mode does not support template, system, or context")
+        task = Complete(prompt=sent.prompt, truncate=sent.truncate is not False)
+    else:
+        system = (Message(role="system", content=sent.system),) if sent.system else ()
+        user = Message(role="user", content=sent.prompt, images=tuple(sent.images or ()))
+        task = Chat(
+            messages=(*system, user),
+            think=think,
+            truncate=sent.truncate is not False,
+            context=tuple(sent.context or ()),
+        )
+    if sent.prompt:
+        needs += _needs(model, think, images=bool(sent.images), suffix=bool(sent.suffix))
+    return Parsed(_request(sent, id_, model, task, sent.template or None), tuple(needs))
+
+
+def parse_chat(body: bytes, id_: str) -> Parsed:
+    """POST /api/chat. No messages is a Touch."""
+    sent = decode(body, ChatBody)
+    model = (sent.model or "").strip()
+    if not model:
+        raise InvalidRequest("model is required")
+    think = _think(sent.think)
+    if not sent.messages:
+        return Parsed(_request(sent, id_, model, Touch()))
+    messages = tuple(message(m) for m in sent.messages)
+    tools = tuple(sent.tools or ())
+    check_depth(list(tools), "tools")
+    last = messages[-1]
+    task = Chat(
+        messages=messages,
+        tools=tools,
+        think=think,
+        truncate=sent.truncate is not False,
+        prefill=last.role == "assistant" and bool(last.content) and not last.tool_calls,
+    )
+    images = any(m.images for m in messages)
+    needs = (
+        Need("completion", f'"{model}" does not support chat'),
+        *_needs(model, think, images=images, tools=bool(tools)),
+    )
+    return Parsed(_request(sent, id_, model, task), needs)
+
+
+def message(sent: MessageBody) -> Message:
+    """One message of a request. Raises InvalidRequest."""
+    calls = []
+    for call in sent.tool_calls or ():
+        arguments = call.function.arguments or {}
+        check_depth(arguments, "arguments")
+        function = Function(
+            name=call.function.name or "", arguments=arguments, index=call.function.index or 0
+        )
+        calls.append(ToolCall(function=function, id=call.id or ""))
+    return Message(
+        role=(sent.role or "").lower(),
+        content=sent.content or "",
+        thinking=sent.thinking or "",
+        images=tuple(sent.images or ()),
+        tool_calls=tuple(calls),
+        tool_name=sent.tool_name or "",
+        tool_call_id=sent.tool_call_id or "",
+    )
+
+
+def options(raw: dict[str, Any] | None) -> Options:
+    """Options of a request; integers must fit 64 bits. Raises InvalidRequest."""
+    found = from_json(raw or {})
+    for name, value in msgspec.structs.asdict(found).items():
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise InvalidRequest(f'option "{name}" must be of type integer', "it has more than 64 bits")
+    return found
+
+
+def _request(sent: _Common, id_: str, model: str, task: Task, template: str | None = None) -> Request:
+    if not 0 <= (sent.top_logprobs or 0) <= 20:
+        raise InvalidRequest("top_logprobs must be between 0 and 20")
+    if sent.logprobs:
+        raise InvalidRequest("mlxo does not support logprobs")
+    return Request(
+        id=id_,
+        model=model,
+        task=task,
+        options=options(sent.options),
+        stream=sent.stream is not False,
+        keep_alive=duration.keep_alive(sent.keep_alive),
+        format=_format(sent.format),
+        template=template,
+    )
+
+
+def _needs(
+    model: str, think: Think | None, *, images: bool = False, tools: bool = False, suffix: bool = False
+) -> list[Need]:
+    needs = []
+    if think:
+        needs.append(Need("thinking", f'"{model}" does not support thinking'))
+    for wanted, capability in ((tools, "tools"), (suffix, "insert"), (images, "vision")):
+        if wanted:
+            needs.append(Need(capability, f"{_full_name(model)} does not support {capability}"))
+    return needs
+
+
+def _full_name(model: str) -> str:
+    try:
+        return ModelName.parse(model).full
+    except InvalidName:
+        return model  # resolving it will say what is wrong with it
+
+
+def _think(value: object) -> Think | None:
+    if value is None or isinstance(value, bool) or value in ("low", "medium", "high", "max"):
+        return value
+    shown = msgspec.json.encode(value).decode()[:80]
+    raise InvalidRequest(
+        f'invalid think value: {shown} (must be "high", "medium", "low", "max", true, or false)'
+    )
+
+
+def _format(value: object) -> str | dict[str, Any] | None:
+    if value is None or value == "":
+        return None
+    if value == "json":
+        return "json"
+    if isinstance(value, dict):
+        check_depth(value, "format")
+        return value
+    shown = msgspec.json.encode(value).decode()[:80]
+    raise InvalidRequest(f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
+
+
+GENERATE = Dialect(parse_generate, partial(OllamaAnswer, "generate"))
+CHAT = Dialect(parse_chat, partial(OllamaAnswer, "chat"))

@@ -1,0 +1,85 @@
+"""Inference: one path for every dialect and for streamed and whole answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from aiohttp import web
+
+from mlxo.core.errors import InvalidRequest, ModelNotFound
+from mlxo.core.options import DEFAULTS
+from mlxo.core.types import Chat, Event, Finished, ModelSpec, Request, Touch
+from mlxo.server import keys
+from mlxo.server.dialects import ollama
+from mlxo.server.dialects.base import Answer, Dialect, Parsed
+from mlxo.server.middleware import REQUEST_ID, json_response, start_stream
+from mlxo.server.runner_proxy import EventStream
+
+
+async def generate(http: web.Request) -> web.StreamResponse:
+    return await infer(http, ollama.GENERATE)
+
+
+async def chat(http: web.Request) -> web.StreamResponse:
+    return await infer(http, ollama.CHAT)
+
+
+async def infer(http: web.Request, dialect: Dialect) -> web.StreamResponse:
+    """Parse, resolve, lease, submit, answer. Leaving early, by error or by client, cancels in the runner."""
+    parsed = dialect.parse(await http.read(), http[REQUEST_ID])
+    answer = dialect.answer(parsed.request)
+    spec = await resolve(http, parsed.request.model)
+    request = complete(parsed, spec)
+    scheduler = http.app[keys.SCHEDULER]
+    touch = isinstance(request.task, Touch)
+    if touch and request.keep_alive == 0:
+        await scheduler.unload(spec.digest)
+        return json_response(answer.collect([Finished(reason="unload")]))
+    async with scheduler.lease(spec, request.keep_alive) as runner:
+        if touch:
+            return json_response(answer.collect([Finished(reason="load")]))
+        answer.loaded()
+        with runner.submit(request) as events:
+            if request.stream:
+                return await _stream(http, answer, events)
+            collected: list[Event] = []
+            async for batch in events:
+                collected += batch
+    return json_response(answer.collect(collected))
+
+
+async def resolve(http: web.Request, model: str) -> ModelSpec:
+    """The model of this name. Raises ModelNotFound with the name as the client wrote it."""
+    try:
+        return await asyncio.to_thread(http.app[keys.REGISTRY].resolve, model)
+    except ModelNotFound as e:
+        raise ModelNotFound(f"model '{model}' not found", e.hint) from None
+
+
+def complete(parsed: Parsed, spec: ModelSpec) -> Request:
+    """The request with what the model says filled in. Raises InvalidRequest when the model cannot do it."""
+    for need in parsed.needs:
+        if need.capability not in spec.capabilities:
+            raise InvalidRequest(need.complaint)
+    request, task = parsed.request, parsed.request.task
+    if isinstance(task, Chat) and task.think is None and "thinking" in spec.capabilities:
+        task = msgspec.structs.replace(task, think=True)
+    options = request.options.over(spec.options).over(DEFAULTS)
+    return msgspec.structs.replace(request, task=task, options=options)
+
+
+async def _stream(http: web.Request, answer: Answer, events: EventStream) -> web.StreamResponse:
+    """The head goes out with the first bytes, so that an error before them has a status of its own."""
+    response: web.StreamResponse | None = None
+    async for batch in events:
+        data = answer.encode(batch)
+        if not data:
+            continue
+        if response is None:
+            response = await start_stream(http, answer.content_type, answer.encode_error)
+        await response.write(data)
+    if response is None:
+        return web.Response(headers={"Content-Type": answer.content_type})
+    await response.write_eof()
+    return response

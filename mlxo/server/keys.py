@@ -1,0 +1,15 @@
+"""What the handlers find in the application, by typed key."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from mlxo.core.settings import Settings
+from mlxo.server.jobs import Jobs
+from mlxo.server.scheduler import Scheduler
+from mlxo.store.registry import Registry
+
+SETTINGS = web.AppKey("settings", Settings)
+REGISTRY = web.AppKey("registry", Registry)
+SCHEDULER = web.AppKey("scheduler", Scheduler)
+JOBS = web.AppKey("jobs", Jobs)

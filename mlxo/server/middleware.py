@@ -1,0 +1,199 @@
+"""Around every handler: request ids, who may ask, and errors as answers.
+
+One of the four places of mlxo that catch every exception: whatever a handler raises becomes one JSON
+sentence, and its traceback goes to the log alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import logging
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from mlxo import __version__
+from mlxo.core.errors import Cancelled, MlxoError
+from mlxo.server.dialects.ollama_lines import error as error_body
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SERVER = f"mlxo/{__version__}"
+REQUEST_ID = "mlxo.id"
+STREAM = "mlxo.stream"
+CORS = "mlxo.cors"
+
+JSON = "application/json; charset=utf-8"
+ALLOWED_METHODS = "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"
+ALLOWED_HEADERS = ", ".join(
+    (
+        *("Authorization", "Content-Type", "User-Agent", "Accept", "X-Requested-With", "OpenAI-Beta"),
+        *("x-stainless-lang", "x-stainless-package-version", "x-stainless-os", "x-stainless-arch"),
+        *("x-stainless-retry-count", "x-stainless-runtime", "x-stainless-runtime-version"),
+        *("x-stainless-async", "x-stainless-helper-method", "x-stainless-poll-helper"),
+        *("x-stainless-custom-poll-interval", "x-stainless-timeout"),
+    )
+)
+LOCAL_ORIGINS = (
+    *(
+        f"{s}://{h}{p}"
+        for s in ("http", "https")
+        for h in ("localhost", "127.0.0.1", "0.0.0.0")
+        for p in ("", ":*")
+    ),
+    *("app://*", "file://*", "tauri://*", "vscode-webview://*", "vscode-file://*"),
+    *("chrome-extension://*", "moz-extension://*", "safari-web-extension://*"),
+)
+
+_ids = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A response whose first bytes are out: errors can only be told as its last line."""
+
+    response: web.StreamResponse
+    encode_error: Callable[[MlxoError], bytes]
+
+
+async def start_stream(
+    request: web.Request, content_type: str, encode_error: Callable[[MlxoError], bytes]
+) -> web.StreamResponse:
+    """Send the head of a streamed answer; from here on `errors` ends it with a line instead of a status."""
+    response = web.StreamResponse(headers={"Content-Type": content_type})
+    request[STREAM] = Stream(response, encode_error)
+    await response.prepare(request)
+    return response
+
+
+def json_response(body: object, status: int = 200) -> web.Response:
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return web.Response(body=data, status=status, headers={"Content-Type": JSON})
+
+
+@web.middleware
+async def name(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Number the request and log how it went."""
+    request[REQUEST_ID] = f"r{next(_ids)}"
+    started = time.monotonic()
+    status: int | str = "left"
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        quiet = request.method in ("GET", "HEAD") and status == 200
+        level = logging.DEBUG if quiet else logging.INFO
+        seconds = time.monotonic() - started
+        log.log(
+            level, "%s %s %s %s %.3fs", request[REQUEST_ID], request.method, request.path, status, seconds
+        )
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every exception becomes an answer; a client that has left gets none."""
+    error: MlxoError
+    try:
+        return await handler(request)
+    except web.HTTPException as e:
+        return _plain(e)
+    except MlxoError as e:
+        error = e
+    except Exception as e:
+        if request.transport is None or request.transport.is_closing():
+            error = Cancelled("the client left")
+        else:
+            log.exception("%s %s %s failed", request[REQUEST_ID], request.method, request.path)
+            error = MlxoError(
+                f"the server met an error it did not expect: {type(e).__name__}", "see: mlxo daemon logs"
+            )
+    stream: Stream | None = request.get(STREAM)
+    if stream is None:
+        status, body = error_body(error)
+        return json_response(body, status)
+    return await _end_stream(stream, error)
+
+
+async def _end_stream(stream: Stream, error: MlxoError) -> web.StreamResponse:
+    try:
+        await stream.response.write(stream.encode_error(error))
+        await stream.response.write_eof()
+    except ConnectionError:
+        log.debug("the client left before it could be told: %s", error.message)
+    return stream.response
+
+
+def _plain(e: web.HTTPException) -> web.StreamResponse:
+    """aiohttp's own refusals, in the words of Ollama's router where it has some."""
+    if isinstance(e, web.HTTPRequestEntityTooLarge):
+        return json_response({"error": "the request body is too large"}, e.status)
+    texts = {404: "404 page not found", 405: "405 method not allowed"}
+    headers = {"Allow": e.headers["Allow"]} if "Allow" in e.headers else {}
+    return web.Response(status=e.status, text=texts.get(e.status, f"{e.status} {e.reason}"), headers=headers)
+
+
+def guard(*, loopback: bool, origins: Sequence[str]) -> Middleware:
+    """Refuse browsers of foreign pages: by Host when the server is bound to this machine alone (a page cannot
+    then reach it through a name of its own), and by Origin unless it is allowed.
+    """
+    allowed = _patterns((*origins, *LOCAL_ORIGINS))
+    everybody = "*" in origins
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if loopback and not host_allowed(request.headers.get("Host", "")):
+            return web.Response(status=403)
+        origin = request.headers.get("Origin", "")
+        if origin and urlsplit(origin).netloc != request.headers.get("Host"):
+            if not everybody and not allowed.fullmatch(origin):
+                return web.Response(status=403)
+            request[CORS] = "*" if everybody else origin
+            if request.method == "OPTIONS":
+                return web.Response(status=204, headers=_PREFLIGHT)
+        return await handler(request)
+
+    return check
+
+
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": ALLOWED_METHODS,
+    "Access-Control-Allow-Headers": ALLOWED_HEADERS,
+    "Access-Control-Max-Age": "43200",
+}
+
+
+async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+    """On every response, streamed ones included: who answers, and for which page."""
+    response.headers["Server"] = SERVER
+    origin = request.get(CORS)
+    if origin is not None:
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Vary"] = "Origin"
+
+
+def host_allowed(header: str) -> bool:
+    """Whether a Host header names this machine or its local network, rather than a page's domain."""
+    host = urlsplit(f"//{header}").hostname if header else ""
+    if not host or host == "localhost" or host == socket.gethostname().lower():
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.endswith((".localhost", ".local", ".internal"))
+    return address.is_loopback or address.is_private or address.is_unspecified
+
+
+def _patterns(origins: Sequence[str]) -> re.Pattern[str]:
+    """One pattern of all origins, in which `*` stands for anything."""
+    return re.compile("|".join(re.escape(o).replace(r"\*", ".*") for o in origins), re.IGNORECASE)
