@@ -18,4 +18,5 @@ complete -c mlxo -f -n __fish_use_subcommand -a modelfile -d 'check a Modelfile 
 complete -c mlxo -f -n __fish_use_subcommand -a daemon -d 'status, stop, restart or logs of the server'
 complete -c mlxo -f -a 'lint' -n '__fish_seen_subcommand_from modelfile; and not __fish_seen_subcommand_from lint'
 complete -c mlxo -f -a 'status stop restart logs' -n '__fish_seen_subcommand_from daemon; and not __fish_seen_subcommand_from status stop restart logs'
-complete -c mlxo -f -a '(__mlxo_models)' -n '__fish_seen_subcommand_from run show rm stop cp pull; and not __fish_seen_subcommand_from daemon'
+complete -c mlxo -f -a '(__mlxo_models)' \
+    -n '__fish_seen_subcommand_from run show rm stop cp pull; and not __fish_seen_subcommand_from daemon'

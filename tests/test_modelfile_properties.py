@@ -13,7 +13,6 @@ from mlxo.core.errors import ModelfileError
 from mlxo.modelfile import KEYWORDS, ROLES, Directive, Modelfile, format, parse
 from tests.test_modelfile import failure
 
-
 SPICE = st.sampled_from(
     ['"', '"""', " ", "\t", "\n", "\r\n", "#", "\u00a0", "\u200d", "\0", "é", "😀", "a", "\\"]
 )

@@ -27,7 +27,8 @@ from mlxo.modelfile import Quantize
 from mlxo.store import gguf
 from mlxo.store.gguf import Header, Tensor
 
-Report = Callable[[str, int, int], None]  # status, completed, total; bytes of the source's weights
+# status, completed, total: bytes of weights, None where there is nothing to count
+Report = Callable[[str, int | None, int | None], None]
 
 _PIECE = 1 << 20  # weights at a time: the arrays of one piece fit the processor's cache
 _FLOATS = ("F32", "F16", "BF16")

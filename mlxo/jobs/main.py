@@ -10,18 +10,21 @@ This is one of the four process edges at which any exception becomes an error.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import BinaryIO
+from io import FileIO
 
 import msgspec
 
 from mlxo.core import logs
 from mlxo.core.errors import DiskFull, InvalidRequest, MlxoError
+
+Report = Callable[[str, int | None, int | None], None]
 
 _LONGEST_SPEC = 1 << 20  # bytes
 _log = logging.getLogger(__name__)
@@ -30,7 +33,7 @@ _log = logging.getLogger(__name__)
 def main(argv: list[str]) -> int:
     logs.setup("job", debug=False)
     # Libraries print to stdout (mlx-lm does), which is the protocol's: give them stderr instead.
-    protocol = os.fdopen(os.dup(1), "wb")
+    protocol = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     with protocol:
         try:
@@ -47,23 +50,25 @@ def main(argv: list[str]) -> int:
             failure = MlxoError(
                 f"the conversion failed: {type(error).__name__}: {error}", "see the server's log"
             )
-        _emit(protocol, {"error": failure.message, "code": failure.code, "hint": failure.hint})
+        with contextlib.suppress(BrokenPipeError):
+            _emit(protocol, {"error": failure.message, "code": failure.code, "hint": failure.hint})
         return 1
 
 
-def _run(argv: list[str], protocol: BinaryIO) -> None:
+def _run(argv: list[str], protocol: FileIO) -> None:
     job = _JOBS.get(argv[0] if argv else "")
     if job is None:
         raise InvalidRequest(f"there is no job {' '.join(argv)!r}")
     line = sys.stdin.buffer.readline(_LONGEST_SPEC)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    job(
-        line,
-        lambda status, done, total: _emit(protocol, {"status": status, "completed": done, "total": total}),
-    )
+
+    def report(status: str, completed: int | None, total: int | None) -> None:
+        _emit(protocol, {"status": status, "completed": completed, "total": total})
+
+    job(line, report)
 
 
-def _convert(line: bytes, report: Callable[[str, int, int], None]) -> None:
+def _convert(line: bytes, report: Report) -> None:
     from mlxo.jobs.convert import Spec, convert
 
     try:
@@ -73,12 +78,11 @@ def _convert(line: bytes, report: Callable[[str, int, int], None]) -> None:
     convert(spec, report)
 
 
-_JOBS: dict[str, Callable[[bytes, Callable[[str, int, int], None]], None]] = {"convert": _convert}
+_JOBS: dict[str, Callable[[bytes, Report], None]] = {"convert": _convert}
 
 
-def _emit(protocol: BinaryIO, message: dict[str, object]) -> None:
+def _emit(protocol: FileIO, message: dict[str, object]) -> None:
     protocol.write(msgspec.json.encode(message) + b"\n")
-    protocol.flush()
 
 
 def _exit_with_parent() -> None:
@@ -89,6 +93,9 @@ def _exit_with_parent() -> None:
 
 
 def _of_system(error: OSError) -> MlxoError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("the disk is full", "free some space, for example with `mlxo gc`, and try again")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # full, or a limit set on the user
+        return DiskFull(
+            "there is no room on the disk for the converted model",
+            "free some space, for example with `mlxo gc`, and try again",
+        )
     return MlxoError(f"the conversion failed: {error.strerror or error}: {error.filename or ''}".rstrip(": "))

@@ -28,7 +28,7 @@ _REWRITTEN = ("config.json", "model.safetensors.index.json")
 def quantise_folder(source: Path, out: Path, quantize: Quantize, report: Report) -> None:
     """Raises InvalidRequest for a quantised model, UnsupportedModel for one that mlx-lm does not know."""
     _refuse_quantised(source)
-    report("loading weights", 0, 0)
+    report("loading weights", None, None)
     parameters, config = _quantised(source, quantize)
     for file in sorted(source.iterdir()):
         if file.suffix in _COMPANIONS and file.name not in _REWRITTEN and file.is_file():

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from mlxo.core import duration, process, wire
-from mlxo.core.errors import LoadFailed, MlxoError, RunnerDied, RunnerError, from_code
+from mlxo.core.errors import InvalidRequest, LoadFailed, MlxoError, RunnerDied, RunnerError, from_code
 from mlxo.core.settings import Settings
 from mlxo.core.types import Event, Failed, Finished, Frozen, ModelSpec, Request, RunnerStats
 from mlxo.hardware import blas
@@ -143,16 +143,19 @@ class RunnerProxy:
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undo, theirs:
             undo.callback(ours.close)
-            child = await asyncio.create_subprocess_exec(
-                *launch.command,
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env={**os.environ, **extra},
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a Ctrl-C in the daemon's terminal is the daemon's to handle
-            )
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    *launch.command,
+                    str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env={**os.environ, **extra},
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,  # a Ctrl-C in the daemon's terminal is the daemon's to handle
+                )
+            except OSError as e:
+                raise LoadFailed(f"a runner cannot be started: {e}") from e
             undo.callback(_kill, child)
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             undo.pop_all()
@@ -191,13 +194,16 @@ class RunnerProxy:
         return self._child.pid
 
     def submit(self, request: Request) -> EventStream:
-        """Hand `request` over. Its id must be unlike that of any open request."""
+        """Hand `request` over. Its id must be unlike that of any open request. Raises InvalidRequest."""
         stream = EventStream(lambda: self._cancel(request.id))
         if self._ended is not None:
             stream.fail(self._ended)
             return stream
+        try:
+            self._send(wire.Submit(request=request))
+        except OverflowError:
+            raise InvalidRequest("a number in the request has more than 64 bits") from None
         self._streams[request.id] = stream
-        self._send(wire.Submit(request=request))
         return stream
 
     def ping(self) -> None:

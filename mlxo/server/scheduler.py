@@ -247,17 +247,14 @@ class Scheduler:
         if resident.refs or self._residents.get(resident.spec.digest) is not resident:
             return
         self._changed.set()
-        if (
-            resident.runner is None or resident.keep_alive == 0
-        ):  # None: all who wanted it left during the load
-            self._close(resident)
+        if resident.runner is None or resident.keep_alive == 0:
+            self._close(resident)  # no runner: all who wanted it left during the load
         elif resident.closing is None:
             resident.runner.ping()
             if resident.keep_alive > 0:
-                resident.expires_at = time.time() + min(resident.keep_alive, FOREVER)
-                loop = asyncio.get_running_loop()
                 delay = min(resident.keep_alive, FOREVER)
-                resident.timer = loop.call_later(delay, self._close, resident)
+                resident.expires_at = time.time() + delay
+                resident.timer = asyncio.get_running_loop().call_later(delay, self._close, resident)
 
     def _retire(self, resident: Resident) -> None:
         """Its name means another model now: it leaves as soon as nobody uses it."""

@@ -25,7 +25,9 @@ ANSWERS: dict[str, str] = {
     "Who are you?": "I am a tiny Qwen3 made for tests.",
     "Name three colours.": "1. Red\n2. Green\n3. Blue",
     "Count from 1 to 20.": ", ".join(map(str, range(1, 21))) + ".",
-    "Write a haiku about the sea.": "Tides turn in the dark,\na lamp swings on the pier,\nboats answer bells.",
+    "Write a haiku about the sea.": (
+        "Tides turn in the dark,\na lamp swings on the long pier,\nboats answer with bells."
+    ),
     "Answer in JSON: name and age of Ada.": '{"name": "Ada", "age": 36}',
     "Write hello world in Python.": '```python\nprint("Hello, world!")\n```',
     "Translate 'good morning' to Japanese.": "おはようございます",

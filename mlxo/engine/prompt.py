@@ -1,0 +1,168 @@
+"""A request's task to token ids that fit the context, and what will read the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mlxo.chat import reasoning, tools
+from mlxo.chat.splitter import Splitter
+from mlxo.chat.template import Template
+from mlxo.chat.truncate import fit
+from mlxo.core.errors import InvalidRequest
+from mlxo.core.options import DEFAULTS, Options
+from mlxo.core.types import Chat, Complete, Message, ModelSpec, Request
+from mlxo.engine.grammar import Thinking
+
+# For a model that brings no template: the texts of the messages, as a base model would read them.
+_PLAIN = "{% for m in messages %}{{ m.content }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
+_LEAST = 4  # tokens: no context is smaller
+
+
+class Prompt(NamedTuple):
+    """`ids` is not empty and shorter than `num_ctx`; `truncated` counts the messages that were dropped."""
+
+    ids: list[int]
+    num_ctx: int
+    truncated: int
+    splitter: Splitter
+    thinking: Thinking | None
+
+    @property
+    def room(self) -> int:
+        """How many tokens the answer may have."""
+        return self.num_ctx - len(self.ids)
+
+
+class _Voice(NamedTuple):
+    """A chat template and what it tells of the model's ways."""
+
+    template: Template
+    markers: reasoning.Markers | None
+    parser: tools.Parser | None
+
+
+class Prompter:
+    """`tokenizer` is mlx_lm's wrapper, `vocabulary` the width of the logits; lengths are tokens. Engine thread only."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: Any, vocabulary: int, trained: int, context: int) -> None:
+        self._spec = spec
+        self._hf = tokenizer._tokenizer
+        self._vocabulary = vocabulary
+        self._trained = trained
+        self._context = context
+        self._names: dict[str, int] = self._hf.get_vocab()
+        opening = self._hf.encode("")
+        bos = self._hf.bos_token_id
+        self._bos: int | None = bos if bos is not None and opening[:1] == [bos] else None
+        self._voices: dict[str, _Voice] = {}
+
+    def prepare(self, request: Request) -> Prompt:
+        """Raises InvalidRequest: no fit, images, a template that refuses."""
+        task, options = request.task, request.options
+        num_ctx = max(_LEAST, min(options.num_ctx or self._context, self._trained))
+        if isinstance(task, Complete):
+            ids = self._complete(task)
+            prompt = Prompt(ids, num_ctx, 0, Splitter(options.stop or (), None, None, False), None)
+            return self._cut(prompt, options, task.truncate)
+        if isinstance(task, Chat):
+            return self._chat(task, options, num_ctx, request.template)
+        raise InvalidRequest("there is nothing to generate")
+
+    # ------------------------------------------------------------ text to ids
+
+    def encode(self, text: str, opening: bool = True) -> list[int]:
+        """Token ids of `text`, special tokens in it included; BOS before them where the tokenizer adds one.
+
+        A text that already starts with BOS gets no second one. `opening` False: the text goes on, no BOS.
+        """
+        ids: list[int] = self._hf.encode(text, add_special_tokens=False)
+        if opening and self._bos is not None and ids[:1] != [self._bos]:
+            ids.insert(0, self._bos)
+        return ids
+
+    def _complete(self, task: Complete) -> list[int]:
+        if any(not 0 <= i < self._vocabulary for i in task.context):
+            raise InvalidRequest("the context holds numbers that are no tokens of this model")
+        return [*task.context, *self.encode(task.prompt, opening=not task.context)]
+
+    def _chat(self, task: Chat, options: Options, num_ctx: int, override: str | None) -> Prompt:
+        messages = self._messages(task)
+        voice = self._voice(override, bool(task.tools))
+        text = ""
+
+        def render(some: Sequence[Message]) -> list[int]:
+            nonlocal text
+            text = voice.template.render(
+                some,
+                tools=task.tools,
+                think=task.think,
+                add_generation_prompt=not task.prefill,
+                continue_final=task.prefill,
+            )
+            return self.encode(text)
+
+        ids = render(messages)
+        dropped = 0
+        if task.truncate and len(ids) >= num_ctx:
+            kept, dropped = fit(messages, lambda some: len(render(some)), num_ctx - _reserve(options, num_ctx))
+            ids = render(kept)
+        inside = reasoning.inside(text, voice.markers, task.prefill)
+        splitter = Splitter(options.stop or (), voice.markers, voice.parser if task.tools else None, inside)
+        thinking = self._thinking(voice.markers, inside, task)
+        return self._cut(Prompt(ids, num_ctx, dropped, splitter, thinking), options, task.truncate)
+
+    def _messages(self, task: Chat) -> list[Message]:
+        """The request's messages behind the model's own system prompt and opening messages."""
+        if any(m.images for m in task.messages):
+            raise InvalidRequest(f"{self._spec.name} cannot see images")
+        messages = [*self._spec.messages, *task.messages]
+        if self._spec.system and (not task.messages or task.messages[0].role != "system"):
+            messages.insert(0, Message(role="system", content=self._spec.system))
+        return messages
+
+    def _voice(self, override: str | None, tools_given: bool) -> _Voice:
+        source = override or self._spec.template or self._hf.chat_template
+        if isinstance(source, dict):
+            source = source.get("tool_use" if tools_given else "default") or source.get("default")
+        source = source or _PLAIN
+        voice = self._voices.get(source)
+        if voice is None:
+            special = {k: v for k, v in self._hf.special_tokens_map.items() if isinstance(v, str)}
+            voice = _Voice(Template(source, special), reasoning.find(source, self._names), tools.pick(source))
+            if override is None:
+                self._voices[source] = voice
+        return voice
+
+    def _thinking(self, markers: reasoning.Markers | None, inside: bool, task: Chat) -> Thinking | None:
+        if markers is None or (task.think is False and not inside):
+            return None
+        return Thinking(inside, self._names.get(markers.start), markers.end)
+
+    # ------------------------------------------------------------ fitting
+
+    def _cut(self, prompt: Prompt, options: Options, truncate: bool) -> Prompt:
+        """Where the prompt leaves no room for an answer: its first num_keep tokens and its end."""
+        ids, num_ctx = prompt.ids, prompt.num_ctx
+        if not ids:
+            raise InvalidRequest("the prompt is empty")
+        if len(ids) < num_ctx:
+            return prompt
+        if not truncate:
+            raise InvalidRequest(
+                f"the prompt is longer than the context length: {len(ids)} tokens, and {num_ctx} is the context "
+                "with at least one for the answer",
+                "raise num_ctx" if num_ctx < self._trained else "shorten the prompt",
+            )
+        size = num_ctx - _reserve(options, num_ctx)
+        keep = DEFAULTS.num_keep if options.num_keep is None else options.num_keep
+        assert keep is not None
+        keep = size // 2 if keep < 0 else min(keep, size // 2)
+        return prompt._replace(ids=ids[:keep] + ids[len(ids) - (size - keep) :])
+
+
+def _reserve(options: Options, num_ctx: int) -> int:
+    """Tokens that a prompt which must be cut leaves for the answer: num_predict, or a quarter of the context."""
+    predict = options.num_predict
+    wanted = predict if predict is not None and predict > 0 else num_ctx // 4
+    return max(1, min(wanted, num_ctx // 2))

@@ -1,0 +1,247 @@
+"""The back ends: a sequence says the same alone, in a batch, and beside neighbours that come and go."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_lm.models.cache import CacheList, ConcatenateKVCache, KVCache, make_prompt_cache
+
+from mlxo.core.options import Options
+from mlxo.engine.batch import Batch, Guard
+from mlxo.engine.solo import Solo, mergeable
+from tests.engine import families
+from tests.engine.drive import GREEDY, drain, job, turn
+
+CHUNK = 8
+
+
+def prompts(seed: int, count: int, longest: int = 40) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(2, families.VOCABULARY) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+
+
+def steps(model: Any, rows: int) -> Batch | Solo:
+    if mergeable(make_prompt_cache(model)):
+        return Batch(model, [families.EOS], rows, CHUNK, 4 * CHUNK)
+    return Solo(model, [families.EOS], rows, CHUNK)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return families.build(*families.FAMILIES["full attention"])
+
+
+@pytest.mark.parametrize("family", [*families.FAMILIES, "chunked attention"])
+def test_rows_say_what_they_say_alone(family: str) -> None:
+    """Past a sliding window too: prompts and answers are longer than it is."""
+    model = families.build(*families.FAMILIES.get(family, families.CHUNKED))
+    asked = prompts(1, 6)
+    alone = {}
+    for i, ids in enumerate(asked):
+        alone |= drain(steps(model, 1), job(str(i), ids, 24))
+    assert len({tuple(a) for a in alone.values()}) > 3, "the model ignores its prompt: nothing is tested"
+    together = steps(model, 3)
+    assert drain(together, *(job(str(i), ids, 24) for i, ids in enumerate(asked))) == alone
+
+
+def test_chunked_caches_go_solo() -> None:
+    model = families.build(*families.CHUNKED)
+    assert isinstance(steps(model, 1), Solo)
+    assert not mergeable([CacheList(KVCache(), ConcatenateKVCache())])
+    assert mergeable([CacheList(KVCache(), KVCache())])
+
+
+@pytest.mark.parametrize("family", ["full attention", "sliding window", "chunked attention"])
+def test_joins_and_cancels_leave_the_others_alone(family: str) -> None:
+    """Random schedules: jobs come and are taken out while others read or write."""
+    model = families.build(*families.FAMILIES.get(family, families.CHUNKED))
+    asked = prompts(2, 8)
+    alone = {}
+    for i, ids in enumerate(asked):
+        alone |= drain(steps(model, 1), job(str(i), ids, 16))
+    for seed in range(6 if family == "full attention" else 2):
+        rng = random.Random(seed)
+        todo = list(range(len(asked)))
+        rng.shuffle(todo)
+        together = steps(model, rng.randint(2, 5))
+        said: dict[str, list[int]] = {}
+        cancelled = set()
+        while todo or together.waiting or len(together):
+            while todo and rng.random() < 0.4:
+                i = todo.pop()
+                together.add(job(str(i), asked[i], 16))
+            if rng.random() < 0.08:
+                victim = str(rng.randrange(len(asked)))
+                if int(victim) not in todo:
+                    together.remove(victim)
+                    cancelled.add(victim)
+            for out in turn(together):
+                assert out.key not in cancelled or out.key in said
+                said.setdefault(out.key, []).append(out.token)
+        for key, tokens in alone.items():
+            if key in cancelled:
+                assert said.get(key, []) == tokens[: len(said.get(key, []))]
+            else:
+                assert said[key] == tokens, f"row {key} of schedule {seed}"
+
+
+def test_reasons(llama: Any) -> None:
+    ids = prompts(1, 6)
+    together = steps(llama, 6)
+    for i, each in enumerate(ids):
+        together.add(job(str(i), each, 10))
+    last = {}
+    while len(together) or together.waiting:
+        for out in turn(together):
+            assert last.get(out.key) is None
+            last[out.key] = out.reason
+            if out.reason == "stop":
+                assert out.token == families.EOS
+    assert set(last.values()) == {"stop", "length"}
+
+
+def test_a_cancel_frees_the_row_at_once(llama: Any) -> None:
+    together = steps(llama, 1)
+    long, short = [5] * (CHUNK * 6), [7, 8, 9]
+    together.add(job("long", long, 50))
+    together.add(job("short", short, 3))
+    turn(together)
+    turn(together)
+    assert (len(together), together.waiting) == (1, 1)
+    together.remove("long")  # in its prefill
+    assert together.admit() == ["short"]
+    assert [o.key for _ in range(3) for o in turn(together)][-1] == "short"
+    together.add(job("again", long, 50))
+    together.remove("short")  # while it writes
+    assert together.admit() == ["again"]
+    together.add(job("never", short, 3))
+    together.remove("never")  # while it waits
+    together.remove("again")
+    together.remove("unknown")
+    assert (len(together), together.waiting) == (0, 0)
+
+
+def test_a_long_prompt_holds_running_rows_up_for_one_chunk_a_token(llama: Any) -> None:
+    together = steps(llama, 4)
+    together.add(job("writer", [3, 4], 40))
+    while not turn(together):
+        pass
+    together.add(job("reader", [5] * (CHUNK * 10), 4))
+    before_reader = []
+    while "reader" not in (keys := [o.key for o in turn(together)]):
+        before_reader.append(keys)
+    assert len(before_reader) >= 10
+    assert all(k == ["writer"] for k in before_reader)
+
+
+def test_prompt_budget_and_order(llama: Any) -> None:
+    """Four chunks' worth of prompts at a time, first come first served, padding counted."""
+    together = steps(llama, 8)
+    for i in range(6):
+        together.add(job(str(i), [5] * CHUNK, 2))
+    assert together.admit() == ["0", "1", "2", "3"]
+    together.reset()
+    assert together.admit() == ["4", "5"]
+
+
+def test_a_failing_processor_takes_nobody_with_it(llama: Any) -> None:
+    asked = prompts(3, 3)
+    alone = {}
+    for i, ids in enumerate(asked):
+        alone |= drain(steps(llama, 1), job(str(i), ids, 20))
+    calls = 0
+
+    def failing(tokens: mx.array, logits: mx.array) -> mx.array:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyError("broken")
+        return logits
+
+    guard = Guard([failing])
+    together = steps(llama, 3)
+    said: dict[str, list[int]] = {}
+    for i, ids in enumerate(asked):
+        together.add(job(str(i), ids, 20, guard=guard if i == 1 else None))
+    while len(together) or together.waiting:
+        for out in turn(together):
+            said.setdefault(out.key, []).append(out.token)
+        if guard.error:
+            together.remove("1")
+    assert guard.error == "'broken'"
+    assert calls == 4
+    assert (said["0"], said["2"]) == (alone["0"], alone["2"])
+
+
+@pytest.mark.parametrize("module", ["batch", "solo"])
+def test_processors_see_prompt_and_answer(llama: Any, module: str) -> None:
+    seen: list[list[int]] = []
+
+    def watch(tokens: mx.array, logits: mx.array) -> mx.array:
+        seen.append(tokens.tolist())
+        return logits
+
+    ids = prompts(5, 1)[0] * 2
+    one = Batch(llama, [families.EOS], 1, CHUNK, CHUNK) if module == "batch" else Solo(llama, [families.EOS], 1, CHUNK)
+    (tokens,) = drain(one, job("a", ids, 5, guard=Guard([watch]))).values()
+    assert seen[: len(tokens)] == [ids + tokens[:n] for n in range(len(tokens))]
+
+
+def test_a_model_that_raises_can_be_used_again(llama: Any) -> None:
+    class Faulty:
+        """The real model, until `broken` is set."""
+
+        layers = llama.layers
+        broken = False
+
+        def __call__(self, inputs: mx.array, cache: list[Any]) -> mx.array:
+            if self.broken:
+                raise RuntimeError("out of memory")
+            return llama(inputs, cache=cache)
+
+    model = Faulty()
+    together = steps(model, 2)
+    (whole,) = drain(together, job("a", [3, 4, 5], 8)).values()
+    together.add(job("b", [3, 4, 5], 8))
+    together.add(job("c", [3, 4, 5], 8))
+    together.add(job("waits", [3, 4, 5], 8))
+    turn(together)
+    model.broken = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        for _ in range(3):
+            turn(together)
+    model.broken = False
+    assert together.reset() == ["b", "c"]
+    assert drain(together) == {"waits": whole}
+
+
+DRAWN = (
+    Options(temperature=1.0, seed=7, top_k=0, top_p=1.0),
+    Options(temperature=0.7, seed=8, top_k=20, top_p=0.8),
+    Options(temperature=1.6, seed=7, top_k=5, top_p=1.0, min_p=0.1),
+    Options(temperature=1.2, seed=9, top_k=30, typical_p=0.6),
+    GREEDY,
+    Options(temperature=1.0, seed=8, repeat_penalty=1.4, top_k=0, top_p=0.95),
+)
+
+
+@pytest.mark.parametrize("family", ["full attention", "chunked attention"])
+def test_a_seed_gives_the_same_text_alone_and_in_company(family: str) -> None:
+    model = families.build(*families.FAMILIES.get(family, families.CHUNKED))
+    ids = [9, 8, 7, 6]
+    alone = [drain(steps(model, 1), job("x", ids, 24, o))["x"] for o in DRAWN]
+    assert len({tuple(a) for a in alone}) == len(DRAWN)
+    again = [drain(steps(model, 1), job("x", ids, 24, o))["x"] for o in DRAWN]
+    assert again == alone
+    said = drain(steps(model, 4), *(job(str(i), ids, 24, o) for i, o in enumerate(DRAWN)))
+    assert [said[str(i)] for i in range(len(DRAWN))] == alone
+
+
+def test_without_a_seed_texts_differ(llama: Any) -> None:
+    free = Options(temperature=1.5, top_k=0, top_p=1.0)
+    said = drain(steps(llama, 4), *(job(str(i), [9, 8], 20, free) for i in range(4)))
+    assert len({tuple(t) for t in said.values()}) == 4
