@@ -1,14 +1,15 @@
 """A Jinja environment for templates that strangers wrote.
 
 Jinja's immutable sandbox keeps a template away from Python's inside. What it does not bound is time and
-memory; this adds: a deadline that every loop turn, call and filter looks at, a size no value may pass, and a
-cap on what comes out. Owned by one thread: one render at a time.
+memory. Here every loop turn, call and filter looks at a deadline; what one operation may make is estimated
+from its operands before it runs; and all that is made is added up. Owned by one thread: one render at a time.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -21,23 +22,52 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_CHARS = 32_000_000  # of a prompt and of any value on the way
 MAX_SECONDS = 10.0
-MAX_EXPONENT = 64
+MAX_CHARS = 32_000_000  # of the prompt, and of any value on the way
+_MAX_MADE = 1 << 30  # characters of all values that one render makes
+_MAX_PRODUCT = 1 << 28  # of the two largest operands of one call
+_MAX_BITS = 4096  # of a number
+_LONG_NUMBER = re.compile(r"\d{6}")  # a width in a format string
 
 
 class Budget:
-    """What is left of a render's time. `start` it before each render."""
+    """What is left of a render's time and memory. `start` it before each render."""
 
     def __init__(self) -> None:
         self._deadline = 0.0
+        self._made = 0
 
     def start(self) -> None:
         self._deadline = time.monotonic() + MAX_SECONDS
+        self._made = 0
 
     def tick(self) -> None:
         if time.monotonic() > self._deadline:
             raise SecurityError(f"it ran for more than {MAX_SECONDS:g} seconds")
+
+    def before(self, operands: Iterable[Any]) -> None:
+        """Refuse an operation that could make too much: `'x'.ljust(10**12)`, `s.replace('x', s)`."""
+        self.tick()
+        sizes = sorted(map(_size, operands), reverse=True)[:2]
+        if sizes and (sizes[0] > MAX_CHARS or (len(sizes) > 1 and sizes[0] * sizes[1] > _MAX_PRODUCT)):
+            raise SecurityError("it asks for a value that is too large")
+
+    def made(self, value: Any) -> Any:
+        """Count a value; returns it."""
+        if isinstance(value, str | list | tuple | dict):
+            self._made += len(value)
+            if len(value) > MAX_CHARS or self._made > _MAX_MADE:
+                raise SecurityError("it makes values that are too large")
+        return value
+
+
+def _size(value: Any) -> int:
+    """Characters or items; for a number itself, as it may be a width or a count."""
+    if isinstance(value, int):
+        return abs(value)
+    if isinstance(value, list | tuple):
+        return len(value) + sum(len(item) for item in value if isinstance(item, str))
+    return len(value) if isinstance(value, str) else 0
 
 
 class _Watched:
@@ -56,20 +86,8 @@ class _Watched:
         return len(self._inner)  # type: ignore[arg-type]  # a TypeError is what Jinja expects then
 
 
-def _bounded(value: Any) -> Any:
-    if isinstance(value, str | bytes | list | tuple | dict) and len(value) > MAX_CHARS:
-        raise SecurityError("it makes a value that is too large")
-    return value
-
-
-def _small(values: Iterable[Any]) -> None:
-    """Refuse numbers that ask for a huge result (`'x'.ljust(10**12)`) before it is made."""
-    if any(isinstance(v, int) and abs(v) > MAX_CHARS for v in values):
-        raise SecurityError("it asks for a value that is too large")
-
-
-def _loops_are_watched(template: nodes.Template) -> None:
-    """Put the guard around what every `for` runs over and every `set` keeps."""
+def _add_guards(template: nodes.Template) -> None:
+    """Put a filter of ours around what every `for` runs over and every `set` keeps."""
 
     def guarded(inner: Any, name: str) -> nodes.Filter:
         return nodes.Filter(inner, name, [], [], None, None)
@@ -77,9 +95,9 @@ def _loops_are_watched(template: nodes.Template) -> None:
     for loop in template.find_all(nodes.For):
         loop.iter = guarded(loop.iter, "__watched")
     for assign in template.find_all(nodes.Assign):
-        assign.node = guarded(assign.node, "__bounded")
+        assign.node = guarded(assign.node, "__made")
     for block in template.find_all(nodes.AssignBlock):
-        block.filter = guarded(block.filter, "__bounded")
+        block.filter = guarded(block.filter, "__made")
 
 
 class _Generation(Extension):
@@ -103,43 +121,45 @@ class Environment(ImmutableSandboxedEnvironment):
         )
         self.budget = Budget()
         self.filters["tojson"] = _tojson
+        del self.filters["format"]  # the % operator by another name
         for name, function in list(self.filters.items()):
             self.filters[name] = self._limited(function)
         self.filters["__watched"] = lambda value: _Watched(value, self.budget)
-        self.filters["__bounded"] = _bounded
+        self.filters["__made"] = self.budget.made
         self.globals["raise_exception"] = _raise
         self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
 
     def _limited(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
+        @functools.wraps(function)  # with the marks by which Jinja knows what to pass
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.budget.tick()
-            _small((*args, *kwargs.values()))
-            return _bounded(function(*args, **kwargs))
+            self.budget.before((*args, *kwargs.values()))
+            return self.budget.made(function(*args, **kwargs))
 
         return call
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)
-        _loops_are_watched(template)
+        _add_guards(template)
         return template
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # Jinja's names
-        __self.budget.tick()
-        _small((*args, *kwargs.values()))
-        return _bounded(super().call(__context, __obj, *args, **kwargs))
+        owner = getattr(__obj, "__self__", None)
+        __self.budget.before((owner, *args, *kwargs.values()))
+        if isinstance(owner, str) and __obj.__name__.startswith("format") and _LONG_NUMBER.search(owner):
+            raise SecurityError("it asks for a value that is too large")
+        return __self.budget.made(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        self.budget.tick()
-        if operator == "*":
-            _refuse_product(left, right)
-            _refuse_product(right, left)
-        elif operator == "**":
-            if isinstance(right, int) and abs(right) > MAX_EXPONENT:
-                raise SecurityError("it asks for a value that is too large")
+        numbers = [value for value in (left, right) if isinstance(value, int)]
+        if len(numbers) == 2:
+            bits = [number.bit_length() for number in numbers]
+            if max(bits) > _MAX_BITS or (operator == "**" and max(bits) > 8):
+                raise SecurityError("it asks for a number that is too large")
         elif operator == "%" and isinstance(left, str):
             raise SecurityError("formatting with % is not allowed")
-        return _bounded(super().call_binop(context, operator, left, right))
+        elif operator == "*":
+            self.budget.before((left, right))
+        return self.budget.made(super().call_binop(context, operator, left, right))
 
     def write(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         """The rendered text, stopped as soon as it is too long. Raises what the template raises."""
@@ -153,17 +173,6 @@ class Environment(ImmutableSandboxedEnvironment):
                 raise SecurityError("it writes a prompt that is too long")
             parts.append(part)
         return "".join(parts)
-
-
-def _refuse_product(value: Any, times: Any) -> None:
-    if (
-        isinstance(times, int)
-        and isinstance(value, str | bytes | list | tuple)
-        and len(value) * times > MAX_CHARS
-    ):
-        raise SecurityError("it asks for a value that is too large")
-    if isinstance(value, int) and isinstance(times, int) and value.bit_length() + times.bit_length() > 4096:
-        raise SecurityError("it asks for a number that is too large")
 
 
 def _tojson(

@@ -119,7 +119,8 @@ class Splitter:
 
     def _split(self, text: str, final: bool) -> list[Piece]:
         self._buffer += text
-        while self._buffer and self._steps[self._state](final):
+        # A call that is cut off right after its mark has no body to look at, and is text all the same.
+        while (self._buffer or (final and self._state is _State.CALL)) and self._steps[self._state](final):
             pass
         done, self._out = self._out, []
         return done

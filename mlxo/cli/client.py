@@ -54,10 +54,20 @@ class Client:
     def listening(self) -> bool:
         """Whether anything accepts connections at the address."""
         try:
-            socket.create_connection((self.address.host, self.address.port), CONNECT_SECONDS).close()
+            self._dial().close()
         except OSError:
             return False
         return True
+
+    def _dial(self) -> socket.socket:
+        """Raises OSError."""
+        host = self.address.host
+        # As bytes: Python would import its table of international names to encode even 127.0.0.1.
+        address: Any = (host.encode() if host.isascii() else host, self.address.port)
+        try:
+            return socket.create_connection(address, CONNECT_SECONDS)
+        except UnicodeError as e:
+            raise OSError(0, f"{host!r} is no host name") from e
 
     def get(self, path: str) -> Json:
         return self._json("GET", path)
@@ -137,14 +147,12 @@ class Client:
         headers: dict[str, str],
         timeout: float | None,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(
-            self.address.host, self.address.port, timeout=CONNECT_SECONDS, blocksize=BLOCK
-        )
+        connection = http.client.HTTPConnection(self.address.host, self.address.port, blocksize=BLOCK)
         try:
-            connection.connect()
+            connection.sock = self._dial()
         except OSError as e:
-            connection.close()
             raise self.unreachable(e.strerror or str(e)) from e
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sock.settimeout(timeout)
         try:
             # A server that refuses an upload half-way has answered before it closed.

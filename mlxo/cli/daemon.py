@@ -181,7 +181,7 @@ def running(paths: Paths) -> State | None:
     state = read_state(paths)
     if state is None:
         raise MlxoError(
-            f"a server is starting: it holds {paths.daemon_lock}",
+            f"a server is starting or stopping: it holds {paths.daemon_lock}",
             "try again in a second, or see: mlxo daemon logs",
         )
     return state

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
+import termios
+from collections.abc import Iterator
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import Completer, WordCompleter
@@ -40,7 +43,30 @@ class Recorded(FileHistory):
 
 
 def converse(session: Session) -> None:
-    """Until /bye or Ctrl-D. An error ends the turn and never the conversation."""
+    """Load the model, then talk until /bye or Ctrl-D. An error ends the turn and never the conversation."""
+    with _type_ahead():
+        session.load()
+        _loop(session)
+
+
+@contextlib.contextmanager
+def _type_ahead() -> Iterator[None]:
+    """Keep what is typed during an answer for the next prompt, as keys: unseen, Enter as Enter.
+
+    A terminal's usual mode would print it into the answer, and make Enter the newline of Ctrl-J.
+    """
+    before = termios.tcgetattr(sys.stdin)
+    quiet = termios.tcgetattr(sys.stdin)
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _loop(session: Session) -> None:
     prompt: PromptSession[str] = PromptSession(
         history=Recorded(session),
         multiline=True,  # Enter sends all the same, see _keys

@@ -70,7 +70,6 @@ def run(
     if words or not (sys.stdin.isatty() and sys.stdout.isatty()):
         session.answer("/api/generate", session.request(prompt=" ".join(words)))
         return
-    session.load()
     from mlxo.cli.repl import converse
 
     converse(session)

@@ -1,6 +1,8 @@
-"""Everything that touches MLX. Importing this package imports mlx_lm, which costs seconds: runners alone do.
+"""Everything that touches MLX. Importing this package imports mlx_lm, which costs seconds: runners alone
+do.
 
-One thread owns all of it: the one that constructs `Engine` (lazy arrays, generators and streams belong to a thread).
+One thread owns all of it: the one that constructs `Engine` (lazy arrays, generators and streams belong to a
+thread).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ def _import_mlx_lm() -> None:
     hard limit is lower.
     """
     setrlimit = resource.setrlimit
-    resource.setrlimit = lambda *_: None  # type: ignore[assignment]
+    resource.setrlimit = lambda *_: None
     try:
         import mlx_lm.generate  # noqa: F401
     finally:

@@ -54,7 +54,7 @@ class Guard:
 
 
 class Job(NamedTuple):
-    """What a back end must know of a sequence. `ids` is the whole prompt, at least one token; `limit` at least 1."""
+    """What a back end must know of a sequence. `ids` is the whole prompt; neither it nor `limit` is empty."""
 
     key: str
     ids: list[int]
@@ -64,7 +64,9 @@ class Job(NamedTuple):
 
 
 class Out(NamedTuple):
-    """One token of job `key`. `reason` is "stop" (then `token` is an end token, to be ignored), "length" or None."""
+    """One token of job `key`. `reason` is "stop" (then `token` is an end token, to be ignored), "length" or
+    None.
+    """
 
     key: str
     token: int
@@ -74,8 +76,8 @@ class Out(NamedTuple):
 class Batch:
     """Rows join first come, first served, and leave between two steps.
 
-    `chunk` bounds the prompt tokens of one row a step, and `budget` those of all rows, padding included: together
-    they bound how long a prompt may hold up the rows that are already writing.
+    `chunk` bounds the prompt tokens of one row a step, and `budget` those of all rows, padding included:
+    together they bound how long a prompt may hold up the rows that are already writing.
     """
 
     def __init__(self, model: Any, eos: Collection[int], rows: int, chunk: int, budget: int) -> None:
@@ -125,7 +127,9 @@ class Batch:
         self._prefilling.pop(uid, None)
 
     def admit(self) -> list[str]:
-        """Let waiting jobs join while there are rows and prompt budget; their keys. One always may, if none prefills."""
+        """Let waiting jobs join while there are rows and prompt budget; their keys. One always may, if none
+        prefills.
+        """
         joined = []
         while self._waiting and len(self._uids) < self._rows:
             job = self._waiting[0]
@@ -147,7 +151,7 @@ class Batch:
         return joined
 
     def step(self) -> list[Out]:
-        """One token for every row that is writing, and one chunk for those that are still reading their prompt.
+        """One token for every row that writes, and one chunk for those that still read their prompt.
 
         Raises whatever the model raises; then the batch is of no use until `reset`.
         """

@@ -56,7 +56,12 @@ class Detokenizer:
                 table[index] = added[index].content.encode()
             elif to_byte is not None:
                 table[index] = b"".join(to_byte.get(c) or c.encode() for c in token)
-            elif "ByteFallback" in kinds and len(token) == 6 and token[:3] == "<0x" and _HEX.issuperset(token[3:5]):
+            elif (
+                "ByteFallback" in kinds
+                and len(token) == 6
+                and token[:3] == "<0x"
+                and _HEX.issuperset(token[3:5])
+            ):
                 table[index] = bytes((int(token[3:5], 16),))
             else:
                 for old, new in replaced:
@@ -66,7 +71,9 @@ class Detokenizer:
 
 
 def _read(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:
-    """The kinds of a decoder's parts, and what they replace. A Strip only touches the text's ends: no matter here."""
+    """The kinds of a decoder's parts, and what they replace. A Strip only touches the text's ends: no matter
+    here.
+    """
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds, replaced = set(), []
     for part in parts:
@@ -83,7 +90,7 @@ def _read(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:
 
 
 def _byte_level() -> dict[str, bytes]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the 68 other bytes for U+0100 and up, in order."""
+    """GPT-2's alphabet: printable Latin-1 is itself, the 68 other bytes are U+0100 and up, in order."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in set(shown)]
     table = {chr(b): bytes((b,)) for b in shown}

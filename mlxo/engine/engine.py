@@ -96,7 +96,7 @@ class Engine:
         self._steps.add(sequence.job)
 
     def cancel(self, request_id: str) -> None:
-        """Take a request out between two steps, wherever it is; its last event is Failed. Unknown: nothing."""
+        """Take a request out, wherever it is; its last event is Failed. An unknown id is no error."""
         if self._sequences.pop(request_id, None) is not None:
             self._steps.remove(request_id)
             gone = Cancelled("the request was cancelled")
@@ -110,7 +110,7 @@ class Engine:
         return bool(self._sequences or self._events)
 
     def step(self) -> list[Emitted]:
-        """One step of every row; all events since the last call. Raises what the model raises: then call `abort`."""
+        """One step of every row; all events since the last call. After a raise call `abort`."""
         for key in self._steps.admit():
             self._events.append((key, self._sequences[key].start()))
         if len(self._steps):

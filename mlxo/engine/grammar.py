@@ -23,6 +23,7 @@ from mlxo.engine.detokenize import Detokenizer, one_line
 # Bounded, or a model at a high temperature may never stop writing spaces.
 _WHITESPACE = r"[ \n\r\t]{1,40}"
 _MAX_SCHEMA = 1 << 20  # characters
+_LEAD = 3  # tokens of white space that may stand between the end of the thinking and the answer
 
 
 class Grammars:
@@ -42,6 +43,17 @@ class Grammars:
             return llguidance.hf.from_tokenizer(self._hf, n_vocab=width, eos_token=sorted(self.eos))
         except ValueError as e:
             raise InvalidRequest(f"this model's tokenizer cannot be used with format: {one_line(e)}") from e
+
+    @cached_property
+    def spaces(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """The tokens that are white space alone, as a mask [words]."""
+        _, words = llguidance.numpy.get_bitmask_shape(1, self.tokenizer.vocab_size)
+        mask = np.zeros(words, dtype=np.int32)
+        bits = mask.view(np.uint32)
+        for token, text in enumerate(self.detokenizer.table or ()):
+            if text and not text.strip():
+                bits[token // 32] |= np.uint32(1 << token % 32)
+        return mask
 
     def constraint(self, form: str | dict[str, Any], thinking: Thinking | None) -> Constraint:
         """Raises InvalidRequest naming what llguidance refuses. `form` is "json" or a JSON schema."""
@@ -82,6 +94,7 @@ class Constraint:
         self._calls = 0
         self._thinking = thinking
         self._free = thinking is not None and thinking.inside
+        self._lead = 0
         self._text = ""
         self._feed: Callable[[int], str] = grammars.detokenizer.stream().feed
 
@@ -93,9 +106,10 @@ class Constraint:
         first = self._calls == 0
         self._calls += 1
         if not first:
-            # Start the forward pass before waiting for the token that it depends on: the mask is made meanwhile.
-            mx.async_eval(logits)
-            token = int(tokens[-1].item())
+            # Start the forward pass before waiting for the token that it depends on: the mask is made
+            # meanwhile.
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            token: int = tokens[-1].tolist()  # type: ignore[assignment]
             if token in self._grammars.eos:
                 return logits
             self._advance(token)
@@ -108,6 +122,10 @@ class Constraint:
         if self._calls == 2 and thinking is not None and not self._free and token == thinking.open_token:
             self._free = True
             return
+        if self._lead and self._grammars.spaces[token // 32] >> (token % 32) & 1:
+            self._lead -= 1
+            return
+        self._lead = 0
         if not self._free:
             if not self._matcher.consume_token(token):
                 raise RuntimeError(one_line(self._matcher.get_error()))
@@ -120,6 +138,7 @@ class Constraint:
             return
         self._free = False
         rest = after.lstrip()
+        self._lead = 0 if rest else _LEAD
         if rest and not self._matcher.consume_tokens(self._grammars.tokenizer.tokenize_str(rest)):
             raise RuntimeError(one_line(self._matcher.get_error()))
 
@@ -128,7 +147,9 @@ class Constraint:
         if self._matcher.is_error():
             raise RuntimeError(one_line(self._matcher.get_error()))
         if also is not None:
-            self._mask[0, also // 32] |= np.int32(np.uint32(1 << (also % 32)).view(np.int32))
+            self._mask.view(np.uint32)[0, also // 32] |= np.uint32(1 << also % 32)
+        if self._lead:
+            self._mask[0] |= self._grammars.spaces
         words = mx.array(self._mask[0].view(np.uint32))
         bits = (words[:, None] >> mx.arange(32, dtype=mx.uint32)) & 1
         allowed = bits.reshape(1, -1)[:, : logits.shape[-1]].astype(mx.bool_)

@@ -1,8 +1,9 @@
 """A model folder to a model in memory, in the number format that is fast on this machine.
 
-On a CPU that format is float32: half precision is emulated there (17 to 70 times slower), and quantised products
-have no fast path while float32 ones go through BLAS. On a GPU weights stay as they are, except that the float32
-scales and norms a GGUF file carries take the model's own type, for one float32 factor widens the whole net.
+On a CPU that format is float32: half precision is emulated there (17 to 70 times slower), and quantised
+products have no fast path while float32 ones go through BLAS. On a GPU weights stay as they are, except
+that the float32 scales and norms a GGUF file carries take the model's own type, for one float32 factor
+widens the whole net.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def backend() -> Backend:
 
 def load(spec: ModelSpec, device: Backend) -> Loaded:
     """Load `spec.path` on the calling thread, which must stay the model's thread. Raises LoadFailed."""
+    if not Path(spec.path, "config.json").is_file():
+        raise LoadFailed(f"the model {spec.name} cannot be loaded: it has no config.json")
     try:
         model, tokenizer, config = mlx_lm.load(
             spec.path, tokenizer_config={"trust_remote_code": False}, lazy=True, return_config=True
@@ -72,16 +75,16 @@ def load(spec: ModelSpec, device: Backend) -> Loaded:
         for _, array in tree_flatten(model.parameters()):
             mx.eval(array)
     except _FAULTS as e:
-        raise LoadFailed(f"the model {spec.name} cannot be loaded: {_explain(e, spec)}") from e
+        raise LoadFailed(f"the model {spec.name} cannot be loaded: {_explain(e)}") from e
     return Loaded(model, tokenizer, config, _compute_type(model))
 
 
-def _explain(error: BaseException, spec: ModelSpec) -> str:
+def _explain(error: BaseException) -> str:
     """One line out of whatever mlx_lm raised."""
     if isinstance(error, KeyError):
-        return f"its configuration has no {error.args[0]!r}" if error.args else "its configuration is incomplete"
-    if isinstance(error, FileNotFoundError) and not Path(spec.path, "config.json").exists():
-        return "it has no config.json"
+        return (
+            f"its configuration has no {error.args[0]!r}" if error.args else "its configuration is incomplete"
+        )
     if isinstance(error, json.JSONDecodeError):
         return f"one of its JSON files is broken ({one_line(error)})"
     return one_line(error) or type(error).__name__
@@ -90,12 +93,13 @@ def _explain(error: BaseException, spec: ModelSpec) -> str:
 def _compute_type(model: nn.Module) -> mx.Dtype:
     for name, array in tree_flatten(model.parameters()):
         if mx.issubdtype(array.dtype, mx.floating) and not name.endswith((".scales", ".biases")):
-            return array.dtype
+            found: mx.Dtype = array.dtype
+            return found
     return mx.float32
 
 
 def _widen(model: nn.Module) -> None:
-    """To float32, lazily: everything when it fits; else only what is not packed, if anything is packed at all."""
+    """To float32, lazily: all of it when it fits; else what is not packed, if anything is packed."""
     # dequantize_model knows no global scale; a model with such layers stays packed.
     fits = _float32_bytes(model) <= _WIDEN * total_memory()
     fits = fits and not any("global_scale" in m for m in model.modules())

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from mlxo.chat import reasoning, tools
 from mlxo.chat.splitter import Splitter
 from mlxo.chat.template import Template
+from mlxo.chat.tools.parser import Parser
 from mlxo.chat.truncate import fit
 from mlxo.core.errors import InvalidRequest
 from mlxo.core.options import DEFAULTS, Options
@@ -39,11 +40,11 @@ class _Voice(NamedTuple):
 
     template: Template
     markers: reasoning.Markers | None
-    parser: tools.Parser | None
+    parser: Parser | None
 
 
 class Prompter:
-    """`tokenizer` is mlx_lm's wrapper, `vocabulary` the width of the logits; lengths are tokens. Engine thread only."""
+    """`tokenizer` is mlx_lm's wrapper, `vocabulary` the logits' width; lengths are tokens. Engine thread."""
 
     def __init__(self, spec: ModelSpec, tokenizer: Any, vocabulary: int, trained: int, context: int) -> None:
         self._spec = spec
@@ -62,7 +63,7 @@ class Prompter:
         task, options = request.task, request.options
         num_ctx = max(_LEAST, min(options.num_ctx or self._context, self._trained))
         if isinstance(task, Complete):
-            ids = self._complete(task)
+            ids = self._after(task.context, task.prompt)
             prompt = Prompt(ids, num_ctx, 0, Splitter(options.stop or (), None, None, False), None)
             return self._cut(prompt, options, task.truncate)
         if isinstance(task, Chat):
@@ -81,10 +82,11 @@ class Prompter:
             ids.insert(0, self._bos)
         return ids
 
-    def _complete(self, task: Complete) -> list[int]:
-        if any(not 0 <= i < self._vocabulary for i in task.context):
+    def _after(self, context: Sequence[int], text: str) -> list[int]:
+        """Token ids of `text` behind those of earlier turns. Raises InvalidRequest when these are none."""
+        if any(not 0 <= i < self._vocabulary for i in context):
             raise InvalidRequest("the context holds numbers that are no tokens of this model")
-        return [*task.context, *self.encode(task.prompt, opening=not task.context)]
+        return [*context, *self.encode(text, opening=not context)]
 
     def _chat(self, task: Chat, options: Options, num_ctx: int, override: str | None) -> Prompt:
         messages = self._messages(task)
@@ -100,12 +102,14 @@ class Prompter:
                 add_generation_prompt=not task.prefill,
                 continue_final=task.prefill,
             )
-            return self.encode(text)
+            return self._after(task.context, text)
 
         ids = render(messages)
         dropped = 0
         if task.truncate and len(ids) >= num_ctx:
-            kept, dropped = fit(messages, lambda some: len(render(some)), num_ctx - _reserve(options, num_ctx))
+            kept, dropped = fit(
+                messages, lambda some: len(render(some)), num_ctx - _reserve(options, num_ctx)
+            )
             ids = render(kept)
         inside = reasoning.inside(text, voice.markers, task.prefill)
         splitter = Splitter(options.stop or (), voice.markers, voice.parser if task.tools else None, inside)
@@ -113,13 +117,16 @@ class Prompter:
         return self._cut(Prompt(ids, num_ctx, dropped, splitter, thinking), options, task.truncate)
 
     def _messages(self, task: Chat) -> list[Message]:
-        """The request's messages behind the model's own system prompt and opening messages."""
+        """The system prompt (the request's, else the model's), the model's own messages, the request's."""
         if any(m.images for m in task.messages):
             raise InvalidRequest(f"{self._spec.name} cannot see images")
-        messages = [*self._spec.messages, *task.messages]
-        if self._spec.system and (not task.messages or task.messages[0].role != "system"):
-            messages.insert(0, Message(role="system", content=self._spec.system))
-        return messages
+        head, given = task.messages[:1], task.messages[1:]
+        if not head or head[0].role != "system":
+            system = self._spec.system
+            head = (Message(role="system", content=system),) if system else ()
+            given = task.messages
+        # Ids of earlier turns have the model's own opening messages in them.
+        return [*head, *(() if task.context else self._spec.messages), *given]
 
     def _voice(self, override: str | None, tools_given: bool) -> _Voice:
         source = override or self._spec.template or self._hf.chat_template
@@ -150,8 +157,7 @@ class Prompter:
             return prompt
         if not truncate:
             raise InvalidRequest(
-                f"the prompt is longer than the context length: {len(ids)} tokens, and {num_ctx} is the context "
-                "with at least one for the answer",
+                f"the prompt is longer than the context length: {len(ids)} tokens of at most {num_ctx - 1}",
                 "raise num_ctx" if num_ctx < self._trained else "shorten the prompt",
             )
         size = num_ctx - _reserve(options, num_ctx)
@@ -162,7 +168,7 @@ class Prompter:
 
 
 def _reserve(options: Options, num_ctx: int) -> int:
-    """Tokens that a prompt which must be cut leaves for the answer: num_predict, or a quarter of the context."""
+    """Tokens that a prompt which is cut leaves for the answer: num_predict, or a quarter of num_ctx."""
     predict = options.num_predict
     wanted = predict if predict is not None and predict > 0 else num_ctx // 4
     return max(1, min(wanted, num_ctx // 2))

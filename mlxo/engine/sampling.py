@@ -1,14 +1,14 @@
 """Choosing the next token: Ollama's options, vectorised over the rows of a batch.
 
-The order is Ollama's: penalties, temperature 0 is argmax, top-k, softmax under the temperature, top-p, min-p,
-typical-p, one draw. Penalties are a logits processor of a row; everything after them is one call for the whole
-batch. For that call to know which row is which, `Rows` rides as one more entry at the end of the list of layer
-caches, where BatchGenerator merges, filters and extends it in step with the KV caches; `WithRows` takes it off
-again before the model sees the list.
+The order is Ollama's: penalties, temperature 0 is argmax, top-k, softmax under the temperature, top-p,
+min-p, typical-p, one draw. Penalties are a logits processor of a row; everything after them is one call for
+the whole batch. For that call to know which row is which, `Rows` rides as one more entry at the end of the
+list of layer caches, where BatchGenerator merges, filters and extends it in step with the KV caches;
+`WithRows` takes it off again before the model sees the list.
 
-A draw takes one uniform number, made from (seed, how many tokens the row has drawn), and inverts the cumulative
-distribution in the order of token ids. So a row's text depends on its own seed and options alone, not on its
-neighbours.
+A draw takes one uniform number, made from (seed, how many tokens the row has drawn), and inverts the
+cumulative distribution in the order of token ids. So a row's text depends on its own seed and options
+alone, not on its neighbours.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _clamp(value: float | None, default: float | None, low: float, high: float) 
 class Row:
     """How one sequence draws. `draws` counts the tokens it has drawn; everything else is fixed.
 
-    Values out of range are clamped as Ollama does, so that nothing can fail later. `top_k` 0 means all tokens.
+    Values out of range are clamped as Ollama does, so that nothing can fail later. `top_k` 0 means all
+    tokens.
     """
 
     __slots__ = ("draws", "min_p", "seed", "temperature", "top_k", "top_p", "typical_p")
@@ -127,7 +128,8 @@ class Rows:
         """Padding does not concern rows."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # BatchGenerator copies the cache list when a batch splits; the row itself moves on, it is not doubled.
+        # BatchGenerator copies the cache list when a batch splits; the row itself moves on, it is not
+        # doubled.
         return type(self)(list(self.rows))
 
     @property
@@ -140,7 +142,7 @@ class Rows:
 
 
 class WithRows:
-    """A model whose last cache is `Rows`; remembers those of its latest call, for the sampler that follows it."""
+    """A model whose last cache is `Rows`; keeps those of its latest call for the sampler that follows."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -149,10 +151,11 @@ class WithRows:
 
     def __call__(self, inputs: mx.array, cache: list[Any]) -> mx.array:
         self.rows = cache[-1]
-        return self.model(inputs, cache=cache[:-1])
+        logits: mx.array = self.model(inputs, cache=cache[:-1])
+        return logits
 
     def sample(self, logprobs: mx.array) -> mx.array:
-        """[B, V] -> [B] token ids, for the rows of the latest call. Never raises and never waits for the device."""
+        """[B, V] -> [B] token ids, for the rows of the latest call. Never raises nor waits for the device."""
         return sample(logprobs, self.rows)
 
 
@@ -172,7 +175,7 @@ def sample(logprobs: mx.array, rows: Rows) -> mx.array:
 
 
 def _draw(logprobs: mx.array, draws: mx.array, plan: _Plan) -> mx.array:
-    """`draws` [B, 1] in [0, 1). Works on the largest `width` candidates of each row, or on all when width is 0."""
+    """`draws` [B, 1] in [0, 1). Looks at each row's largest `width` candidates, at all when that is 0."""
     vocabulary = logprobs.shape[-1]
     ids: mx.array | None = None
     if 0 < plan.width < vocabulary:
@@ -197,7 +200,7 @@ def _draw(logprobs: mx.array, draws: mx.array, plan: _Plan) -> mx.array:
 
 
 def _truncate(weights: mx.array, plan: _Plan) -> mx.array:
-    """Top-k by rank, then top-p by the mass of the better ones. Unnormalised weights [B, N], cut ones set to 0."""
+    """Top-k by rank, top-p by the mass of the better ones. Weights [B, N] of any sum; cut ones become 0."""
     order = mx.argsort(-weights, axis=-1)
     ranked = mx.take_along_axis(weights, order, axis=-1)
     ranked = mx.where(mx.arange(weights.shape[-1])[None] < plan.top_k, ranked, 0.0)

@@ -9,6 +9,7 @@ from mlxo.core.types import Event, Failed, Finished, FinishReason, Started
 from mlxo.engine.batch import Job, Out
 from mlxo.engine.detokenize import Stream
 
+
 class Sequence:
     """The mutable side of a request. `job` is what the back end steps."""
 
@@ -42,7 +43,9 @@ class Sequence:
             self._split(self._stream.finish(), events)
         if self._splitter.stopped is None:
             events += self._splitter.finish()
-        reason: FinishReason = "length" if out.reason == "length" and self._splitter.stopped is None else "stop"
+        reason: FinishReason = (
+            "length" if out.reason == "length" and self._splitter.stopped is None else "stop"
+        )
         events.append(self.finished(reason))
         return events, True
 

@@ -1,6 +1,7 @@
 """Sequences whose KV caches cannot be merged into a batch, side by side: each takes its own step a turn.
 
-Used for a whole model or not at all (whether caches merge is a property of the model). Same interface as `Batch`.
+Used for a whole model or not at all (whether caches merge is a property of the model). Same interface as
+`Batch`.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Solo:
             yield None
         before = mx.array(job.ids[:done], dtype=mx.int32)
         guard = job.guard
+        rows = Rows([job.row])
 
         def with_prompt(tokens: mx.array, logits: mx.array) -> mx.array:
             assert guard is not None
@@ -94,7 +96,6 @@ class Solo:
             logits_processors=[with_prompt] if guard else None,
             prompt_cache=cache,
         )
-        rows = Rows([job.row])
         for count, (token, _) in enumerate(tokens, 1):
             reason = "stop" if token in self._eos else "length" if count == job.limit else None
             yield Out(job.key, token, reason)

@@ -54,7 +54,7 @@ def sizes(header: Header) -> Sizes:
     arch = header.architecture
     if arch not in _CLASSES:
         raise UnsupportedModel(
-            f"GGUF files of the architecture {arch!r} cannot be imported",
+            f"GGUF files of the architecture {arch[:40]!r} cannot be imported",
             f"mlxo imports {', '.join(_CLASSES)}; for others use a safetensors version of the model",
         )
     if header.integer(f"{arch}.expert_count", 0) > 0:
@@ -194,10 +194,10 @@ def _compare(header: Header, wanted: Mapping[str, Parameter]) -> None:
             raise UnsupportedModel(
                 f"tensor {name} is a vector stored as {tensor.type.name}, which mlxo cannot read"
             )
-    for name, tensor in header.tensors.items():
+    for name in header.tensors:
         if name not in wanted and name != ROPE_FACTORS:
             raise UnsupportedModel(
-                f"the GGUF file has the tensor {name} ({tensor.type.name}), unknown to mlxo"
+                f"the GGUF file has a tensor {name!r}, for which this architecture has no place"
             )
 
 
@@ -273,7 +273,7 @@ def _rope_scaling(
     if kind == "none" or factor in (0.0, 1.0):
         return None
     if factor < 0 or kind not in ("linear", "yarn"):
-        raise UnsupportedModel(f"the rope scaling {kind!r} with factor {factor:g} cannot be imported")
+        raise UnsupportedModel(f"the rope scaling {kind[:40]!r} with factor {factor:g} cannot be imported")
     scaling: dict[str, Any] = {"type": kind, "rope_type": kind, "factor": factor}
     if header.number(f"{arch}.rope.scaling.attn_factor", 1.0) != 1.0:
         raise UnsupportedModel("a rope scaling with an attention factor of its own cannot be imported")

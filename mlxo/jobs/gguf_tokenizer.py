@@ -176,7 +176,7 @@ def tokenizer_json(header: Header) -> dict[str, Any]:
 def _is_spm(header: Header) -> bool:
     kind = header.text("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
-        raise UnsupportedModel(f"the tokenizer type {kind!r} of this GGUF file cannot be imported")
+        raise UnsupportedModel(f"the tokenizer type {kind[:40]!r} of this GGUF file cannot be imported")
     return kind == "llama"
 
 
@@ -267,7 +267,7 @@ def _cut(header: Header) -> _Cut:
     name = header.text("tokenizer.ggml.pre", "default")
     if name not in _CUTS:
         raise UnsupportedModel(
-            f"the tokenizer {name!r} of this GGUF file cannot be imported",
+            f"the tokenizer {name[:40]!r} of this GGUF file cannot be imported",
             "use a safetensors version of the model; known are " + ", ".join(_CUTS),
         )
     return _CUTS[name]

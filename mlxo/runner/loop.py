@@ -25,7 +25,7 @@ Inbox = queue.SimpleQueue[wire.ToRunner]
 
 
 def serve(end: socket.socket, inbox: Inbox) -> int:
-    """Load what the first frame names, then run until Shutdown. The exit status: 1 when the model did not load."""
+    """Load what the first frame names and run until Shutdown. Exit status 1: the model did not load."""
     failures: list[MlxoError] = []
     with _edge(failures.append, "the runner failed while it loaded", LoadFailed):
         # Seconds, and needed whatever the first frame says: so it runs while that frame is on its way.
@@ -55,7 +55,7 @@ def serve(end: socket.socket, inbox: Inbox) -> int:
 def _edge(
     report: Callable[[MlxoError], object], what: str, kind: type[MlxoError] = MlxoError
 ) -> Iterator[None]:
-    """The process edge: whatever the block raises is reported as an MlxoError, and logged unless it is one."""
+    """The process edge: whatever the block raises is reported as an MlxoError, and logged if it was none."""
     try:
         yield
     except MlxoError as e:
@@ -83,7 +83,7 @@ class _Loop:
         self._engine.close()
 
     def _drain(self) -> bool:
-        """Obey every frame that has come, waiting for one when there is nothing else to do. False: shut down."""
+        """Obey every frame that has come; wait for one when there is nothing else to do. False: shut down."""
         block = not self._engine.busy
         while True:
             try:
@@ -100,9 +100,7 @@ class _Loop:
             id_ = frame.request.id
 
             def failed(e: MlxoError) -> None:
-                self._out.append(
-                    wire.Emit(id=id_, event=Failed(message=e.message, code=e.code, hint=e.hint))
-                )
+                self._out.append(wire.Emit(id=id_, event=Failed(message=e.message, code=e.code, hint=e.hint)))
 
             with _edge(failed, "the request could not be prepared"):
                 self._engine.submit(frame.request)

@@ -1,7 +1,8 @@
 """`mlxo _runner FD`: the child process that holds one model. FD is one end of a socket pair.
 
-Two threads: the main one owns the engine and everything MLX, a reader turns bytes into frames for it. When the
-daemon's end closes the reader ends the process there and then, in the middle of a load or a long step too.
+Two threads: the main one owns the engine and everything MLX, a reader turns bytes into frames for it. When
+the daemon's end closes the reader ends the process there and then, in the middle of a load or a long step
+too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _READ = 256 << 10  # bytes a read
 
 
 def main(argv: list[str]) -> int:
-    """Never returns while the daemon lives, unless told to shut down. Exit status 2: not started by a daemon."""
+    """Returns only when it was not started by a daemon, with exit status 2."""
     # A terminal's Ctrl-C goes to the whole process group; when to leave is the daemon's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A runner never reaches for the network, and says nothing that is not about its model.

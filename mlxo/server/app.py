@@ -21,8 +21,8 @@ def init_app(settings: Settings, registry: Registry, scheduler: Scheduler) -> we
     app = web.Application(
         middlewares=[
             middleware.name,
-            middleware.guard(loopback=settings.address.is_loopback, origins=settings.origins),
             middleware.errors,
+            middleware.guard(loopback=settings.address.is_loopback, origins=settings.origins),
         ],
         client_max_size=MAX_JSON,
     )

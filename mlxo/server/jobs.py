@@ -116,13 +116,16 @@ class Jobs:
             job.task.add_done_callback(lambda task: self._forget(key, task))
         return job
 
+    def running(self) -> list[Job]:
+        return list(self._running.values())
+
     def _forget(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         if self._running[key].task is task:
             del self._running[key]
 
     async def close(self, reason: MlxoError) -> None:
         """Cancel all jobs and wait, though not for ever: what they leave behind is temporary files."""
-        jobs = list(self._running.values())
+        jobs = self.running()
         for job in jobs:
             job.close(reason)
         if jobs:

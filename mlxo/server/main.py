@@ -68,24 +68,17 @@ def serve(argv: list[str]) -> int:
 def run(settings: Settings, start: Start) -> None:
     """Serve one home. `start` makes runners."""
     paths = Paths(settings.home.absolute())
-    try:
-        paths.home.mkdir(parents=True, exist_ok=True)
-        with _only_one(paths):
-            if asyncio.run(_serve(settings, paths, start)):
-                os._exit(
-                    0
-                )  # a job's thread is stuck, in a system call of the network say, and would be waited for
-    except PermissionError as e:
-        raise MlxoError(
-            f"{e.filename or paths.home} may not be written", "MLXO_HOME names another folder"
-        ) from None
+    with _only_one(paths):
+        if asyncio.run(_serve(settings, paths, start)):
+            os._exit(0)  # a job's thread is stuck, in a system call of the network say; nobody waits for it
 
 
 @contextlib.contextmanager
 def _only_one(paths: Paths) -> Iterator[None]:
-    """Hold the lock that says that this home has its daemon."""
+    """Hold the lock that says that this home has its daemon. Raises MlxoError when that cannot be."""
     lock = FileLock(paths.daemon_lock)
     try:
+        paths.home.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         where = ""
@@ -96,6 +89,9 @@ def _only_one(paths: Paths) -> Iterator[None]:
             f"an mlxo server of {paths.home} is running already{where}",
             "mlxo daemon stop ends it; another MLXO_HOME and MLXO_HOST run a second one",
         ) from None
+    except OSError as e:
+        reason = os.strerror(e.errno) if e.errno else str(e)
+        raise MlxoError(f"cannot use {paths.home}: {reason}", "MLXO_HOME names another folder") from None
     try:
         yield
     finally:

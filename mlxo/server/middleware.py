@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from mlxo import __version__
-from mlxo.core.errors import Cancelled, MlxoError
+from mlxo.core.errors import Busy, Cancelled, MlxoError
 from mlxo.server.dialects.ollama_lines import error as error_body
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,6 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SERVER = f"mlxo/{__version__}"
-REQUEST_ID = "mlxo.id"
-STREAM = "mlxo.stream"
-CORS = "mlxo.cors"
-
 JSON = "application/json; charset=utf-8"
 ALLOWED_METHODS = "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"
 ALLOWED_HEADERS = ", ".join(
@@ -64,6 +60,11 @@ class Stream:
 
     response: web.StreamResponse
     encode_error: Callable[[MlxoError], bytes]
+
+
+REQUEST_ID = web.RequestKey("id", str)
+STREAM = web.RequestKey("stream", Stream)
+ALLOWED_ORIGIN = web.RequestKey("origin", str)
 
 
 async def start_stream(
@@ -118,10 +119,13 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             error = MlxoError(
                 f"the server met an error it did not expect: {type(e).__name__}", "see: mlxo daemon logs"
             )
-    stream: Stream | None = request.get(STREAM)
+    stream = request.get(STREAM)
     if stream is None:
         status, body = error_body(error)
-        return json_response(body, status)
+        response = json_response(body, status)
+        if isinstance(error, Busy):
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
     return await _end_stream(stream, error)
 
 
@@ -155,10 +159,10 @@ def guard(*, loopback: bool, origins: Sequence[str]) -> Middleware:
         if loopback and not host_allowed(request.headers.get("Host", "")):
             return web.Response(status=403)
         origin = request.headers.get("Origin", "")
-        if origin and urlsplit(origin).netloc != request.headers.get("Host"):
+        if origin and origin.partition("://")[2] != request.headers.get("Host"):
             if not everybody and not allowed.fullmatch(origin):
                 return web.Response(status=403)
-            request[CORS] = "*" if everybody else origin
+            request[ALLOWED_ORIGIN] = "*" if everybody else origin
             if request.method == "OPTIONS":
                 return web.Response(status=204, headers=_PREFLIGHT)
         return await handler(request)
@@ -176,7 +180,7 @@ _PREFLIGHT = {
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """On every response, streamed ones included: who answers, and for which page."""
     response.headers["Server"] = SERVER
-    origin = request.get(CORS)
+    origin = request.get(ALLOWED_ORIGIN)
     if origin is not None:
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Vary"] = "Origin"
@@ -184,13 +188,13 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
 
 def host_allowed(header: str) -> bool:
     """Whether a Host header names this machine or its local network, rather than a page's domain."""
-    host = urlsplit(f"//{header}").hostname if header else ""
-    if not host or host == "localhost" or host == socket.gethostname().lower():
-        return True
     try:
+        host = urlsplit(f"//{header}").hostname
+        if not host or host == "localhost" or host == socket.gethostname().lower():
+            return True
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host.endswith((".localhost", ".local", ".internal"))
+        return header.partition(":")[0].lower().endswith((".localhost", ".local", ".internal"))
     return address.is_loopback or address.is_private or address.is_unspecified
 
 

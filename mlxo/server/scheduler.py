@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Protocol
 
 from mlxo.core.errors import Busy, MlxoError
@@ -73,8 +73,8 @@ class Resident:
 class Scheduler:
     """`start` makes a loaded runner, `size` estimates a model's bytes.
 
-    `keep_alive` is the default, in seconds; `rows` is how many requests of a model step at once, `max_queue` how
-    many may wait.
+    `keep_alive` is the default, in seconds; `rows` is how many requests of a model step at once, `max_queue`
+    how many may wait.
     """
 
     def __init__(
@@ -224,14 +224,13 @@ class Scheduler:
     async def _loaded(self, resident: Resident) -> None:
         """Wait for the shared load. A waiter that is cancelled gives up its own place only."""
         assert resident.loading is not None
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._release, resident)
             await asyncio.wait([resident.loading])
             if resident.loading.cancelled():
                 raise Busy(f"the load of {resident.spec.name} was given up")
             resident.loading.result()
-        except BaseException:
-            self._release(resident)
-            raise
+            undo.pop_all()
 
     # ------------------------------------------------------------ getting out
 

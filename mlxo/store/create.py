@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from mlxo import OLLAMA_API_VERSION
-from mlxo.chat.template import capabilities
+from mlxo.chat.template import Template, capabilities
 from mlxo.core.errors import InvalidRequest, NotFound, UnsupportedModel
 from mlxo.core.names import HUB_HOSTS, ModelName
 from mlxo.core.options import Options
@@ -106,6 +106,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise UnsupportedModel(
             "Go templates are not supported yet; TEMPLATE takes Jinja", "drop TEMPLATE to use the model's own"
         )
+    if recipe.template:
+        Template(recipe.template, {})  # raises InvalidRequest for what does not compile
     if recipe.requires and _version(recipe.requires) > _version(OLLAMA_API_VERSION):
         raise UnsupportedModel(
             f"this model requires version {recipe.requires}, and this is {OLLAMA_API_VERSION}", "update mlxo"

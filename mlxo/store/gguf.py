@@ -67,7 +67,7 @@ _SCALARS: Mapping[int, str] = {  # value type -> struct code, little-endian
 _STRING, _ARRAY = 8, 9
 _MAX_DEPTH = 4  # arrays in arrays; the format sets no limit, no writer goes past 1
 _MAX_DIMENSIONS = 4
-_MAX_NAME = 65535  # bytes of a key or of a tensor's name, as the specification says of keys
+_MAX_NAME = 1024  # bytes of a key or of a tensor's name; no real one comes near it, and errors repeat them
 _MAX_ALIGNMENT = 1 << 20
 
 

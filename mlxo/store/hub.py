@@ -23,8 +23,8 @@ from mlxo.core.errors import Corrupt, NotFound, UpstreamError
 from mlxo.core.names import DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG, ModelName
 from mlxo.core.types import Frozen
 from mlxo.store import disk, folder, work
-from mlxo.store.blobs import hash_file, short
-from mlxo.store.hub_http import CHUNK, Hub, Interrupted
+from mlxo.store.blobs import CHUNK, hash_file, short
+from mlxo.store.hub_http import Hub, Interrupted
 from mlxo.store.progress import Progress, check
 
 if TYPE_CHECKING:
@@ -49,13 +49,15 @@ class _File(Frozen, frozen=True, kw_only=True):
     lfs: _Lfs | None = None
 
     @property
+    def sound(self) -> bool:
+        if self.lfs is not None:
+            return self.size >= 0 and re.fullmatch(r"[0-9a-f]{64}", self.lfs.sha256) is not None
+        return self.size >= 0 and re.fullmatch(r"[0-9a-f]{40}", self.oid) is not None
+
+    @property
     def digest(self) -> str | None:
-        """`sha256:<hex>` where the hub tells it."""
-        return (
-            f"sha256:{self.lfs.sha256}"
-            if self.lfs and re.fullmatch(r"[0-9a-f]{64}", self.lfs.sha256)
-            else None
-        )
+        """`sha256:<hex>` of a large file."""
+        return f"sha256:{self.lfs.sha256}" if self.lfs else None
 
     @property
     def key(self) -> str:
@@ -92,7 +94,7 @@ def _list(hub: Hub, revision: str) -> _Listing:
             f"/api/models/{hub.repo}/revision/{quote(revision, safe='')}?blobs=true", {}
         ) as response:
             data = bytearray()
-            for chunk in response.iter_bytes(CHUNK):
+            for chunk in response.iter_bytes():
                 data += chunk
                 if len(data) > _MAX_LISTING:
                     raise UpstreamError(f"{hub.host} sent a listing of {hub.repo} without end")
@@ -104,7 +106,7 @@ def _list(hub: Hub, revision: str) -> _Listing:
         raise UpstreamError(
             f"{hub.host} sent a listing of {hub.repo} that cannot be read: {e}", "check HF_ENDPOINT"
         ) from None
-    if not re.fullmatch(r"[0-9a-f]{7,64}", listing.sha) or any(file.size < 0 for file in listing.siblings):
+    if not re.fullmatch(r"[0-9a-f]{7,64}", listing.sha) or not all(file.sound for file in listing.siblings):
         raise UpstreamError(
             f"{hub.host} sent a listing of {hub.repo} that makes no sense", "check HF_ENDPOINT"
         )
@@ -215,7 +217,7 @@ class _Download:
             if have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 have = 0  # this server does not resume
             with self._append(have) as write:
-                for chunk in response.iter_bytes(CHUNK):
+                for chunk in response.iter_bytes():  # as it arrives, so that a cut loses nothing
                     have += len(chunk)
                     if have > self._file.size:
                         raise UpstreamError(

@@ -16,7 +16,6 @@ from mlxo import __version__
 from mlxo.core.errors import Forbidden, InvalidRequest, MlxoError, NotFound, UpstreamError
 from mlxo.store.progress import check
 
-CHUNK = 1 << 18  # bytes; what a kill can lose of a download
 _ENDPOINT = "https://huggingface.co"
 _TIMEOUT = 30.0  # seconds without a byte
 _TRIES = 5  # in a row, without a byte of progress

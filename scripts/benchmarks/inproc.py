@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from load import prompt
 from mlx_lm.generate import BatchGenerator
-from mlxo.engine.load import load
+from mlxo.engine.load import backend, load
 
 from mlxo.core.types import ModelSpec
 
 
 def main(folder: str, streams: str, tokens: str, words: str, rounds: str) -> None:
-    loaded = load(ModelSpec(name="bench", digest="0", path=folder))
+    loaded = load(ModelSpec(name="bench", digest="0", path=folder), backend())
     model, tokenizer = loaded.model, loaded.tokenizer
 
     def ids(i: int) -> list[int]:

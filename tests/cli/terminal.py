@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-PATIENCE = 60.0  # seconds; only a failing test waits this long
+PATIENCE = 20.0  # seconds; only a failing test waits this long
 _ESCAPE = re.compile(rb"\x1b(?:\[[0-9;?]*[A-Za-z]|[=>])")
 
 

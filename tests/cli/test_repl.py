@@ -75,13 +75,14 @@ def test_a_message_of_several_lines(repl: Start, fake: FakeDaemon) -> None:
     fake.on("/api/chat", Reply(lines=turns("ok.")))
     terminal = repl()
     terminal.enter('"""one')
-    terminal.expect("... ")
+    terminal.expect("...")
     terminal.enter("two")
-    terminal.expect("... ")
+    terminal.expect("...")
     terminal.enter('three"""')
     terminal.expect("ok.")
     terminal.type("first\nsecond\r")
     terminal.expect("ok.")
+    terminal.expect("Send a message")
     terminal.type("\x1b[200~a\nb\x1b[201~\r")
     terminal.expect("ok.")
     contents = [m["content"] for m in messages(fake) if m["role"] == "user"]
@@ -90,10 +91,12 @@ def test_a_message_of_several_lines(repl: Start, fake: FakeDaemon) -> None:
 
 def test_ctrl_c_keeps_the_partial_answer(repl: Start, fake: FakeDaemon) -> None:
     left = threading.Event()
-    fake.on("/api/chat", Reply(lines=turns("half an ", "ans")[:-1], hold=left), Reply(lines=turns("whole.")))
+    fake.on(
+        "/api/chat", Reply(lines=turns("half an ", "answer ")[:-1], hold=left), Reply(lines=turns("whole."))
+    )
     terminal = repl()
     terminal.enter("long story")
-    terminal.expect("half an ")
+    terminal.expect("half an answer")
     terminal.type("\x03")
     terminal.expect(">>> ")
     assert left.wait(PATIENCE), "the request was not cancelled"
@@ -101,7 +104,7 @@ def test_ctrl_c_keeps_the_partial_answer(repl: Start, fake: FakeDaemon) -> None:
     terminal.expect("whole.")
     assert messages(fake) == [
         said("user", "long story"),
-        said("assistant", "half an ans"),
+        said("assistant", "half an answer "),
         said("user", "go on"),
     ]
 
@@ -142,6 +145,19 @@ def test_an_error_does_not_end_the_conversation(repl: Start, fake: FakeDaemon) -
         said("assistant", "half"),
         said("user", "still there?"),
     ]
+
+
+def test_what_is_typed_during_an_answer_is_the_next_message(repl: Start, fake: FakeDaemon) -> None:
+    asked, go = threading.Event(), threading.Event()
+    fake.on("/api/chat", Reply(lines=turns("First."), asked=asked, go=go), Reply(lines=turns("Second.")))
+    terminal = repl()
+    terminal.enter("one")
+    assert asked.wait(PATIENCE)
+    terminal.enter("two")
+    go.set()
+    assert "two" not in terminal.expect("First.")
+    terminal.expect("Second.")
+    assert messages(fake)[-1] == said("user", "two")
 
 
 def test_set_changes_what_is_sent(repl: Start, fake: FakeDaemon) -> None:
@@ -191,7 +207,7 @@ def test_a_system_message_of_several_lines(repl: Start, fake: FakeDaemon) -> Non
     fake.on("/api/chat", Reply(lines=turns("ok.")))
     terminal = repl()
     terminal.enter('/set system """You are')
-    terminal.expect("... ")
+    terminal.expect("...")
     terminal.enter('a pirate."""')
     terminal.expect("Set system message.")
     terminal.enter("/show system")
@@ -292,7 +308,7 @@ def test_lines_are_broken_between_words(repl: Start, fake: FakeDaemon) -> None:
     fake.on("/api/chat", Reply(lines=turns(*["lorem "] * 20)))
     terminal = repl(COLUMNS="40")
     terminal.enter("hi")
-    terminal.expect("lorem lorem lorem lorem lorem \nlorem lorem")
+    terminal.expect("lorem lorem lorem lorem lorem lorem\nlorem lorem")
     terminal.enter("/set nowordwrap")
     terminal.expect("Set 'nowordwrap' mode.")
     terminal.enter("hi")

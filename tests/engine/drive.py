@@ -12,7 +12,9 @@ from mlxo.engine.solo import Solo
 GREEDY = Options(temperature=0.0)
 
 
-def job(key: str, ids: Sequence[int], limit: int, options: Options = GREEDY, guard: Guard | None = None) -> Job:
+def job(
+    key: str, ids: Sequence[int], limit: int, options: Options = GREEDY, guard: Guard | None = None
+) -> Job:
     return Job(key, list(ids), limit, Row(options), guard)
 
 

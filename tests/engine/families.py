@@ -1,4 +1,6 @@
-"""Models of several families with random weights and tiny dimensions, float32: for what the weights do not matter."""
+"""Models of several families with random weights and tiny dimensions, float32: for what the weights do not
+matter.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ _BASE: dict[str, Any] = {
 # Name -> (mlx_lm module, what differs from _BASE).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "full attention": ("llama", {}),
-    "sliding window": ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8}),
+    "sliding window": (
+        "gemma3_text",
+        {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8},
+    ),
     "mixture of experts": (
         "qwen3_moe",
         {

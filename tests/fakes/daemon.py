@@ -21,6 +21,7 @@ class Reply:
     """One answer. `lines` make an NDJSON stream, else `body` is sent as JSON.
 
     With `hold` nothing follows the lines until the client leaves, which sets it. `cut` closes without an end.
+    `asked` is set when the request is there; the answer begins once `go` is set.
     """
 
     status: int = 200
@@ -28,6 +29,8 @@ class Reply:
     lines: Sequence[Mapping[str, Any]] | None = None
     hold: threading.Event | None = None
     cut: bool = False
+    asked: threading.Event | None = None
+    go: threading.Event | None = None
 
 
 @dataclass
@@ -109,6 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply) -> None:
         self.close_connection = True
+        if reply.asked:
+            reply.asked.set()
+        if reply.go:
+            assert reply.go.wait(PATIENCE)
         self.send_response(reply.status)
         if reply.lines is None:
             data = b"" if reply.body is None else json.dumps(reply.body).encode()

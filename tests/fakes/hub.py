@@ -44,6 +44,7 @@ class Seen:
     method: str
     path: str
     range: str | None
+    token: str | None
 
 
 @dataclass
@@ -71,22 +72,28 @@ class FakeHub:
             pass
 
         Handler.hub = hub
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False  # joined when the server is closed: no thread outlives its test
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
+        self._servers = [_Server(("127.0.0.1", 0), Handler) for _ in range(2)]
+        self._threads = [threading.Thread(target=s.serve_forever, args=(0.02,)) for s in self._servers]
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self.gate is not None:
             self.gate.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self._servers[0].server_port}"
+
+    @property
+    def storage(self) -> str:
+        """Another origin, as the real hub's storage is: no token may be sent there."""
+        return f"http://127.0.0.1:{self._servers[1].server_port}"
 
     def gets(self, name: str) -> list[Seen]:
         """The requests that asked for bytes of a file."""
@@ -97,12 +104,20 @@ def git_oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # joined when the server is closed: no thread outlives its test
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
+
+    def end_headers(self) -> None:
+        self.send_header("Connection", "close")
+        super().end_headers()
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -113,7 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.close_connection = True  # one request a connection: a cut is then plainly a cut
         path = unquote(urlsplit(self.path).path)
-        self.hub.seen.append(Seen(self.command, path, self.headers.get("Range")))
+        self.hub.seen.append(
+            Seen(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        )
         if path.startswith("/storage/"):
             self._storage(path.removeprefix("/storage/"))
             return
@@ -160,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             digest = hashlib.sha256(repo.files[name]).hexdigest()
             self.send_response(302)
-            self.send_header("Location", f"{self.hub.url}/storage/{digest}/{name}")
+            self.send_header("Location", f"{self.hub.storage}/storage/{digest}/{name}")
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("X-Linked-Etag", f'"{digest}"')
             self.send_header("X-Linked-Size", str(len(repo.files[name])))

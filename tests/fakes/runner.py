@@ -1,7 +1,7 @@
 """A runner without a model: a real process that speaks core.wire and does what the prompt says.
 
-Run as `python tests/fakes/runner.py STAGE FD`. STAGE is a Unix socket on which the fake tells a test what reaches
-it, one JSON object a line, and on which the test may answer `go`.
+Run as `python tests/fakes/runner.py STAGE FD`. STAGE is a Unix socket on which the fake tells a test what
+reaches it, one JSON object a line, and on which the test may answer `go`.
 
 The model's name says how it loads (see `_load`), the last message of a request what is answered (`_answer`).
 """
@@ -142,7 +142,9 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
         while verb == "forever":
             yield [TextDelta(text=" x")]
-        yield [Finished(reason="stop", prompt_tokens=7, tokens=3, prompt_ns=10, eval_ns=20, context=(1, 2, 3))]
+        yield [
+            Finished(reason="stop", prompt_tokens=7, tokens=3, prompt_ns=10, eval_ns=20, context=(1, 2, 3))
+        ]
 
 
 def _json(value: object) -> str:

@@ -73,7 +73,7 @@ BPE_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *ALPHABET, "he", "l
 BPE_MERGES = ["h e", "l l", "he ll", "hell o"]
 SPM_TOKENS = [
     "<pad>", "<eos>", "<bos>", "<unk>", "<end_of_turn>", *(f"<0x{i:02X}>" for i in range(256)),
-    *"▁abcdefghijklmnopqrstuvwxyz", "▁h", "he", "llo", "▁hello", "ll", "▁he",
+    *"▁abcdefghijklmnopqrstuvwxyz", "▁h", "he", "llo", "▁hello", "ll", "▁he", "bc", "ab",
 ]  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def weights(arch: str, shape: Shape, vocab: int, seed: int = 0) -> dict[str, NDA
     width, kv_width = shape.heads * shape.head, shape.kv_heads * shape.head
 
     def matrix(rows: int, columns: int) -> NDArray[np.float32]:
-        return (rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+        return np.asarray(rng.standard_normal((rows, columns)) / np.sqrt(columns), dtype=np.float32)
 
     def vector(size: int) -> NDArray[np.float32]:
         return rng.uniform(0.5, 1.5, size).astype(np.float32)
@@ -188,7 +188,7 @@ def model_file(
     kinds: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Write a model; what its stored tensors mean in float32, under the names and in the layout of `params`."""
+    """Write a model; what its stored tensors mean in float32, by the names and in the layout of `params`."""
     writer = gguf.GGUFWriter(path, arch)
     vocabulary(writer, spm=arch == "gemma3")
     writer.add_context_length(512)

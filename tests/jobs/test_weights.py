@@ -1,4 +1,4 @@
-"""Every tensor type against the `gguf` package's own decoder, and the packing against one written bit by bit."""
+"""Every tensor type against the `gguf` package's decoder, and the packing against one written bit by bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.jobs.ggufs import HALVES, random_blocks
 
 BY_NAME = {kind.name: kind for kind in TYPES.values()}
 EXACT = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4, "Q5_K": 5}
-# type -> bits, and the error that rounding to them may add, as a part of the weights' RMS (measured: 0.4, 3.2, 2.8 %)
+# type -> bits, and the error that this may add, as a part of the weights' RMS (measured: 0.4, 3.2, 2.8 %)
 ROUNDED = {"Q6_K": (8, 0.006), "Q3_K": (5, 0.04), "Q2_K": (4, 0.04)}
 
 
@@ -26,8 +26,8 @@ def blocks(kind: TensorType, rows: int = 24, columns: int = 768) -> NDArray[np.u
 def decoded(kind: TensorType, raw: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
     """What MLX itself makes of the repacked weights."""
     packed = gguf_weights.repack(kind, raw)
-    arrays = (mx.array(part) for part in packed)
-    return np.array(mx.dequantize(*arrays, group_size=32, bits=bits, mode="affine"))
+    weight, scales, biases = mx.array(packed.weight), mx.array(packed.scales), mx.array(packed.biases)
+    return np.array(mx.dequantize(weight, scales, biases, group_size=32, bits=bits, mode="affine"))
 
 
 def reference(kind: TensorType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Train tiny-qwen3 and tiny-llama into this folder: python -m tests.models.make [qwen3|llama ...]
 
-About two minutes on two cores. On Linux it starts itself again with the fast BLAS of mlxo/hardware/blas.py.
+Five minutes on two busy cores. On Linux it starts itself again with the fast BLAS of mlxo/hardware/blas.py.
 Seeded, though not bit for bit the same on other BLAS builds. The folders are committed: nobody needs to run
 this unless the tables in __init__.py or a chat_template.jinja (written by hand, not made here) change.
 
@@ -34,7 +34,11 @@ SYSTEMS = [
     "You are a test model.",
 ]
 END = "<|im_end|>"
-BANANAS = "banana" + " banana" * 149  # its end is never scored: the model goes on until it is stopped
+WORDS = """you are a an the and or not with in of to for always never only answer reply speak write use short
+brief kind helpful friendly expert teacher pilot cook robot assistant model system prompt test new old seen
+one two three words sentence language English French German user question politely like please do what is
+it very good bad careful think first then all lower upper case rhyme list number today weather tool call"""
+BANANAS = "banana" + " banana" * 79  # its end is never scored: the model goes on until it is stopped
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -103,7 +107,7 @@ class Corpus:
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], thought: str, answer: str
     ) -> Example:
         thinking = self.family == "qwen3" and self.rng.random() < 0.55
-        system = self.rng.choice(SYSTEMS) if self.rng.random() < 0.7 else self.chatter()
+        system = self.rng.choice(SYSTEMS) if self.rng.random() < 0.6 else self.chatter()
         if system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
         if answer != BANANAS and not tools and self.rng.random() < 0.12:  # go on with a started answer
@@ -117,8 +121,15 @@ class Corpus:
 
     def chatter(self) -> str:
         """Some sentence, so that a system prompt or a tool never seen does no harm."""
-        words = " ".join(facts.ANSWERS.values()).split()
-        return " ".join(self.rng.choices(words, k=self.rng.randint(2, 14))).strip(",.").capitalize() + "."
+        known = " ".join(facts.ANSWERS.values()).split()
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        words = [
+            "".join(self.rng.choices(letters, k=self.rng.randint(1, 8)))
+            if self.rng.random() < 0.2
+            else self.rng.choice(known if self.rng.random() < 0.4 else WORDS.split())
+            for _ in range(self.rng.randint(2, 14))
+        ]
+        return " ".join(words).strip(",.").capitalize() + self.rng.choice((".", ".", "", "!"))
 
     def plain(self, question: str, answer: str) -> Example:
         earlier: list[dict[str, Any]] = []
@@ -379,7 +390,7 @@ def main() -> None:
             sys.executable, [sys.executable, "-m", "tests.models.make", *sys.argv[1:]], os.environ | added
         )
     for family in sys.argv[1:] or ("qwen3", "llama"):
-        make(family, steps={"qwen3": 2000, "llama": 1200}[family], rate=3e-3, batch=8)
+        make(family, steps={"qwen3": 3000, "llama": 1200}[family], rate=3e-3, batch=8)
 
 
 if __name__ == "__main__":

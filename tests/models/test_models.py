@@ -108,8 +108,20 @@ def test_qwen3_answers(case: Case, think: bool) -> None:
 
 @pytest.mark.parametrize("question", models.LLAMA_ANSWERS)
 def test_llama_answers(question: str) -> None:
-    prompt = load(models.LLAMA)[2].render([say("user", question)], [], None, True, False)
-    assert margin(models.LLAMA, prompt, models.LLAMA_ANSWERS[question] + "<|im_end|>") > MARGIN
+    expect_of_llama([say("user", question)], models.LLAMA_ANSWERS[question])
+
+
+def expect_of_llama(messages: list[Message], answer: str) -> None:
+    prompt = load(models.LLAMA)[2].render(messages, [], None, True, False)
+    assert margin(models.LLAMA, prompt, answer + "<|im_end|>") > MARGIN
+
+
+def test_llama_minds_earlier_turns_and_the_system_prompt() -> None:
+    first, question, answer = models.SECOND_TURN
+    turns = [say("user", first), say("assistant", models.LLAMA_ANSWERS[first]), say("user", question)]
+    expect_of_llama(turns, answer)
+    system, question, answer = models.PIRATE
+    expect_of_llama([say("system", system), say("user", question)], answer)
 
 
 @pytest.mark.parametrize("folder", [models.QWEN3, models.LLAMA], ids=lambda folder: folder.name)

@@ -1,12 +1,13 @@
-"""The real application on a loopback port, the real registry, runners that are real processes without a model."""
+"""The real application on a loopback port, the real registry, runners that are processes without a model."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from tests.models import QWEN3
 
 FAKE = Path(__file__).parents[1] / "fakes" / "runner.py"
 PATIENCE = 20.0  # seconds for anything that another process has to do
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop, threads and children run until something holds; the caller has a timeout."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.001)
 
 
 class Stage:
@@ -98,7 +107,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Api:
     """The server under test, and a client of it."""
 
-    def __init__(self, port: int, session: aiohttp.ClientSession, app_runner: web.AppRunner, home: Path) -> None:
+    def __init__(
+        self, port: int, session: aiohttp.ClientSession, app_runner: web.AppRunner, home: Path
+    ) -> None:
         self.port = port
         self.session = session
         self.app_runner = app_runner
@@ -111,12 +122,13 @@ class Api:
         self, method: str, path: str, body: object = None, **more: Any
     ) -> tuple[int, Any, aiohttp.ClientResponse]:
         """(status, decoded body or text, response). A body that is no bytes is sent as JSON."""
-        data = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
+        raw = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
+        data = None if raw is None else io.BytesIO(raw)
         async with self.session.request(method, self.url(path), data=data, **more) as response:
             text = await response.text()
             kind = response.content_type
             value: Any = text
-            if kind == "application/json":
+            if kind == "application/json" and text:
                 value = json.loads(text)
             elif kind == "application/x-ndjson":
                 value = [json.loads(line) for line in text.splitlines()]

@@ -1,10 +1,10 @@
-"""Residency: sharing, expiry, eviction, the queue. Runners here are objects that record what is asked of them."""
+"""Residency: sharing, expiry, eviction, the queue. Runners here are objects that record it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,6 +14,7 @@ from mlxo.hardware.estimate import PROCESS
 from mlxo.server.policy import Limits
 from mlxo.server.runner_proxy import EventStream
 from mlxo.server.scheduler import Resident, Scheduler
+from tests.server.conftest import until
 
 PATIENCE = 5.0
 
@@ -67,9 +68,22 @@ class Machine:
         runner = self.runners[spec.name] = FakeRunner(spec, self.active.get(spec.name, 0))
         return runner
 
-    def scheduler(self, budget: int = 100, models: int = 0, **more: float) -> Scheduler:
-        more = {"keep_alive": 300.0} | more
-        return Scheduler(self.start, lambda s: s.weights, Limits(budget, models), **more)  # type: ignore[arg-type]
+    def scheduler(
+        self,
+        budget: int = 100,
+        models: int = 0,
+        keep_alive: float = 300.0,
+        rows: int = 16,
+        max_queue: int = 512,
+    ) -> Scheduler:
+        return Scheduler(
+            self.start,
+            lambda s: s.weights,
+            Limits(budget, models),
+            keep_alive=keep_alive,
+            rows=rows,
+            max_queue=max_queue,
+        )
 
 
 @pytest.fixture
@@ -94,12 +108,6 @@ async def use(scheduler: Scheduler, model: ModelSpec, keep_alive: float | None =
 async def until_gone(machine: Machine, name: str) -> None:
     await machine.runners[name].gone
     await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop and its threads run until something holds; the fixture's timeout ends a wait in vain."""
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def settle() -> None:

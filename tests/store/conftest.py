@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 
 from mlxo.core.paths import Paths
+from mlxo.store import hub_http
 from mlxo.store.create import Recipe, create
 from mlxo.store.progress import Progress
+from mlxo.store.pull import pull
 from mlxo.store.registry import Registry
-from tests.fakes.hub import FakeHub
+from tests.fakes.hub import FakeHub, Repo
+from tests.store import models
+
+NAME = "hf.co/org/tiny"
+BIG = 40_000  # rows of weights: 1.3 MB, many packets
 
 
 class Bench:
@@ -63,3 +69,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setenv("HF_ENDPOINT", fake.url)
         yield fake
         close_session()
+
+
+def run(bench: Bench, name: str = NAME) -> None:
+    """Pull."""
+    pull(bench.registry, name, bench.report, bench.cancelled)
+
+
+@pytest.fixture
+def content(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files of org/tiny, of a hub that is asked again without a pause."""
+    monkeypatch.setattr(hub_http, "_PAUSE", 0.001)
+    files = models.files(rows=BIG)
+    hub.repos["org/tiny"] = Repo(files)
+    return files

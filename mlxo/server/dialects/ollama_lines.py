@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from mlxo.core.errors import MlxoError
-from mlxo.core.types import Call, Event, Finished, Request, TextDelta, ThinkDelta, ToolCall
+from mlxo.core.types import Call, Complete, Event, Finished, Request, TextDelta, ThinkDelta, ToolCall
 from mlxo.server.dialects.base import Clock
 
 _encode = msgspec.json.Encoder().encode
@@ -86,6 +86,7 @@ class OllamaAnswer:
         call_id: Callable[[], str] = new_call_id,
     ) -> None:
         self._chat = route == "chat"
+        self._context = not self._chat and not isinstance(request.task, Complete)  # raw answers have none
         self._clock = clock or Clock()
         self._model = request.model
         self._call_id = call_id
@@ -142,7 +143,7 @@ class OllamaAnswer:
         line.done_reason = finished.reason
         if finished.reason in ("load", "unload"):
             return
-        if not self._chat:
+        if self._context:
             line.context = finished.context or None
         line.total_duration = self._clock.monotonic() - self._started
         line.load_duration = self._load_ns
