@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from mlxo.cli.models import list_table
+from mlxo.cli.listing import list_table
 from mlxo.cli.session import THINK_LEVELS, Session, parse_think
 from mlxo.cli.show import blocks
 from mlxo.core.errors import InvalidRequest, MlxoError, NotFound

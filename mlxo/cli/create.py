@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from mlxo.cli.client import BLOCK, Client, Json
-from mlxo.cli.daemon import connect
+from mlxo.cli.connect import connect
 from mlxo.cli.progress import Progress
 from mlxo.core.errors import InvalidName, InvalidRequest
 from mlxo.core.names import ModelName

@@ -1,4 +1,4 @@
-"""The server as the CLI sees it: reach it, start it when it is not there, and `mlxo daemon ...`.
+"""Starting and stopping the server, and `mlxo daemon ...`.
 
 A daemon is alive when its lock (`daemon.lock`) is held: a pid in `daemon.json` may have been reused.
 One client starts it at a time (`start.lock`); the others wait for that lock and find it running.
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from mlxo.cli.client import Client, Json
+from mlxo.cli.connect import State, ensure, read_state
 from mlxo.core import settings as core_settings
 from mlxo.core.errors import MlxoError, ServerUnreachable
 from mlxo.core.paths import Paths
@@ -31,43 +31,6 @@ TERM_SECONDS = 20.0
 KILL_SECONDS = 10.0
 MAX_LOG = 10 << 20  # bytes; a longer log is set aside as daemon.log.1 when a daemon starts
 TAIL_LINES = 8
-
-
-class State(msgspec.Struct, frozen=True):
-    """daemon.json, as the daemon wrote it."""
-
-    pid: int
-    address: str
-    version: str = ""
-
-
-def connect() -> Client:
-    """A client of a server that is there: started now if need be. Every verb begins with this."""
-    return ensure(core_settings.load())
-
-
-def ensure(settings: Settings) -> Client:
-    client = Client(settings.address.client)
-    if client.listening():
-        _warn_of_other_home(settings)
-        return client
-    if not settings.address.is_local:
-        raise client.unreachable("connection refused or no route")
-    start(settings, client)
-    return client
-
-
-def _warn_of_other_home(settings: Settings) -> None:
-    """A server that was started with another MLXO_HOME answers for other models than the user expects."""
-    if "MLXO_HOME" not in os.environ or not settings.address.is_local:
-        return
-    state = read_state(Paths(settings.home))
-    if state is None or core_settings.parse_address(state.address).port != settings.address.port:
-        print(
-            f"Warning: the server on {settings.address} was not started with MLXO_HOME={settings.home}; "
-            "give this home an address of its own with MLXO_HOST",
-            file=sys.stderr,
-        )
 
 
 def start(settings: Settings, client: Client) -> None:
@@ -154,13 +117,6 @@ def _tail(log: Path, count: int, start: int = 0) -> list[str]:
         f.seek(start)
         lines = deque((line for line in f if line.strip()), maxlen=count)
     return [line.decode("utf-8", "replace").rstrip() for line in lines]
-
-
-def read_state(paths: Paths) -> State | None:
-    try:
-        return msgspec.json.decode(paths.daemon_state.read_bytes(), type=State)
-    except (OSError, msgspec.DecodeError):
-        return None
 
 
 def running(paths: Paths) -> State | None:

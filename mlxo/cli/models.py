@@ -1,4 +1,4 @@
-"""The verbs for models that are there, or will be: list, ps, pull, cp, rm, stop."""
+"""The verbs for models that are there, or will be: pull, cp, rm, stop."""
 
 from __future__ import annotations
 
@@ -7,59 +7,9 @@ from contextlib import closing
 
 import click
 
-from mlxo.cli import output
-from mlxo.cli.client import Client, Json
-from mlxo.cli.daemon import connect
+from mlxo.cli.client import Client
+from mlxo.cli.connect import connect
 from mlxo.core.errors import InvalidRequest, MlxoError, NotFound
-
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-@click.command("list")
-@click.argument("prefix", default="")
-@as_json_option
-def list_models(prefix: str, as_json: bool) -> None:
-    """List the models on disk, those whose name begins with PREFIX."""
-    rows = connect().get("/api/tags").get("models") or []
-    rows = [r for r in rows if str(r.get("name")).lower().startswith(prefix.lower())]
-    if as_json:
-        output.print_json(rows)
-    else:
-        sys.stdout.write(list_table(rows))
-
-
-def list_table(rows: list[Json]) -> str:
-    return output.table(
-        ("NAME", "ID", "SIZE", "MODIFIED"),
-        [
-            (r["name"], r["digest"][:12], output.size(r["size"]), output.ago(str(r.get("modified_at"))))
-            for r in rows
-        ],
-    )
-
-
-@click.command()
-@click.argument("prefix", default="")
-@as_json_option
-def ps(prefix: str, as_json: bool) -> None:
-    """List the models in memory, those whose name begins with PREFIX."""
-    rows = connect().get("/api/ps").get("models") or []
-    rows = [r for r in rows if str(r.get("name")).startswith(prefix)]
-    if as_json:
-        output.print_json(rows)
-        return
-    lines = [
-        (
-            r["name"],
-            r["digest"][:12],
-            output.size(r["size"]),
-            output.processor(r["size"], r["size_vram"]),
-            str(r.get("context_length", 0)),
-            output.until(str(r.get("expires_at"))),
-        )
-        for r in rows
-    ]
-    sys.stdout.write(output.table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), lines))
 
 
 @click.command()

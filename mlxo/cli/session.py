@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxo.cli.answer import Answer, summary
 from mlxo.cli.client import Client, Json
-from mlxo.cli.daemon import ensure
+from mlxo.cli.connect import ensure
 from mlxo.cli.progress import Spinner
 from mlxo.core.errors import InvalidRequest
 from mlxo.core.settings import Settings

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from mlxo.cli.client import Json
-from mlxo.cli.daemon import connect
+from mlxo.cli.connect import connect
 from mlxo.cli.output import GAP, clean, number, print_json
 from mlxo.core.errors import InvalidRequest
 

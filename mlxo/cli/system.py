@@ -8,7 +8,7 @@ import click
 
 from mlxo.cli import output
 from mlxo.cli.client import Json
-from mlxo.cli.daemon import connect
+from mlxo.cli.connect import connect
 from mlxo.core import duration
 
 

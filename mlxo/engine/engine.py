@@ -18,7 +18,7 @@ from mlxo.engine.sequence import Sequence
 from mlxo.engine.solo import Solo, mergeable
 
 # Prompt tokens of one row a step, and of all rows: a GPU reads them some hundred times faster than a CPU.
-_CHUNK = {"cpu": (128, 256), "metal": (512, 2048), "cuda": (512, 4096)}
+CHUNK = {"cpu": (128, 256), "metal": (512, 2048), "cuda": (512, 4096)}
 # Bytes of freed buffers that MLX may keep. On Metal its own default is all of the memory.
 _CACHE = 2 << 30
 
@@ -48,7 +48,7 @@ class Engine:
         self._detokenizer = Detokenizer(loaded.tokenizer._tokenizer)
         self._grammars = Grammars(loaded.tokenizer._tokenizer, vocabulary, eos, self._detokenizer)
         self._prompter = Prompter(spec, loaded.tokenizer, vocabulary, trained, self.context)
-        chunk, budget = _CHUNK[self._device]
+        chunk, budget = CHUNK[self._device]
         self._steps: Batch | Solo
         if mergeable(caches):
             self._steps = Batch(loaded.model, eos, rows, chunk, budget)

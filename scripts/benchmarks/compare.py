@@ -1,8 +1,8 @@
 """The side-by-side table: mlxo over HTTP / BatchGenerator in process / mlx_lm.server, one machine, one run.
 
-usage: scripts/bench [--model NAME] [--streams 1,4,16] [--tokens 32] [--words 8] [--rounds 2] [--json FILE]
-Every server gets one unmeasured round first (compiled kernels, page cache). mlx_lm.server runs as it comes,
-on the same model folder; --mlx-lm-blas also gives it the BLAS that the runners of mlxo get.
+usage: scripts/bench [--model NAME] [--streams 1,4,16] [--tokens 32] [--words 8] [--rounds 3] [--json FILE]
+All three are up during the whole run and take turns, so that a noisy neighbour hurts them alike; each gets
+one unmeasured round first (compiled kernels, page cache). mlx_lm.server runs as it comes, on the same folder.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from load import Target, load
-from mlxo.hardware.blas import environment
-from mlxo.store.registry import Registry
 
 from mlxo.core.paths import Paths
 from mlxo.core.settings import load as load_settings
+from mlxo.hardware.blas import environment
+from mlxo.store.registry import Registry
 
 HERE = Path(__file__).parent
+OURS = "mlxo over HTTP"
 Rows = dict[int, list[dict[str, float]]]
 
 
@@ -70,33 +71,63 @@ def served(command: list[str], url: str, env: dict[str, str]) -> Iterator[None]:
                 process.wait()
 
 
-def measure(target: Target, a: argparse.Namespace) -> Rows:
-    rows: Rows = {n: [] for n in a.streams}
+Round = Callable[[int, int], dict[str, float]]  # (streams, seed of the prompts) -> one row of figures
+
+
+def over_http(target: Target, a: argparse.Namespace) -> Round:
+    return lambda streams, seed: asyncio.run(load(target, streams, a.tokens, a.words, seed))
+
+
+@contextlib.contextmanager
+def in_process(folder: Path, a: argparse.Namespace, env: dict[str, str]) -> Iterator[Round]:
+    words = [sys.executable, str(HERE / "inproc.py"), str(folder), str(a.tokens), str(a.words)]
+    with subprocess.Popen(words, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        stdin, stdout = child.stdin, child.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def one(streams: int, seed: int) -> dict[str, float]:
+            print(streams, seed, file=stdin, flush=True)
+            return dict(json.loads(stdout.readline()))
+
+        yield one
+
+
+@contextlib.contextmanager
+def mlxo(a: argparse.Namespace, home: Path) -> Iterator[tuple[Round, Path]]:
+    """mlxo's server with the model pulled, and the folder that its runner loads."""
+    port = free_port()
+    env = os.environ | {"MLXO_HOST": f"127.0.0.1:{port}", "MLXO_HOME": str(home), "MLXO_KEEP_ALIVE": "-1"}
+    url = f"http://127.0.0.1:{port}"
+    with served([sys.executable, "-m", "mlxo", "serve"], url + "/api/version", env):
+        pull = [sys.executable, "-m", "mlxo", "pull", a.model]
+        subprocess.run(pull, env=env, check=True, stderr=subprocess.DEVNULL)
+        folder = Path(Registry(Paths(home)).resolve(a.model).path)
+        yield over_http(Target(OURS, url, a.model, "ollama"), a), folder
+
+
+@contextlib.contextmanager
+def mlx_lm(a: argparse.Namespace, folder: Path) -> Iterator[Round]:
+    port = free_port()
+    words = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port)]
+    env = os.environ | {"HF_HUB_OFFLINE": "1"}
+    url = f"http://127.0.0.1:{port}"
+    with served([*words, "--host", "127.0.0.1"], url + "/health", env):
+        yield over_http(Target("mlx_lm.server", url, "default_model", "openai"), a)
+
+
+def measure(rounds: dict[str, Round], a: argparse.Namespace) -> dict[str, Rows]:
+    results: dict[str, Rows] = {label: {n: [] for n in a.streams} for label in rounds}
     for turn in range(a.rounds + 1):
-        for n in a.streams:
-            row = asyncio.run(load(target, n, a.tokens, a.words, turn * 1000 + n * 100))
-            if turn:
-                rows[n].append(row)
-                print(f"  {target.label} {n} streams: {row['aggregate']:.1f} tok/s", file=sys.stderr)
-    return rows
-
-
-def in_process(folder: Path, a: argparse.Namespace, env: dict[str, str]) -> Rows:
-    streams = ",".join(map(str, a.streams))
-    words = [
-        sys.executable,
-        str(HERE / "inproc.py"),
-        str(folder),
-        streams,
-        *map(str, (a.tokens, a.words, a.rounds)),
-    ]
-    out = subprocess.run(words, env=env, stdout=subprocess.PIPE, check=True).stdout
-    rows: Rows = {n: [] for n in a.streams}
-    for line in out.splitlines():
-        row = json.loads(line)
-        rows[int(row["streams"])].append(row)
-        print(f"  in process {row['streams']} streams: {row['aggregate']:.1f} tok/s", file=sys.stderr)
-    return rows
+        for n in a.streams if turn else [max(a.streams)]:
+            for label, one in rounds.items():
+                row = one(n, turn * 1000 + n * 100)
+                print(
+                    f"  {turn or 'warm'}: {label} {n} streams: {row['aggregate']:.1f} tok/s", file=sys.stderr
+                )
+                if turn:
+                    results[label][n].append(row)
+    return results
 
 
 def best(rows: list[dict[str, float]], key: str) -> float:
@@ -112,7 +143,7 @@ def show(results: dict[str, Rows], streams: list[int]) -> None:
     for label, rows in results.items():
         cells = (f"{best(rows[n], 'aggregate'):>7.1f} {best(rows[n], 'ttft'):>6.2f}" for n in streams)
         print(f"{label:28}" + "".join(cells))
-    ours = results["mlxo over HTTP"]
+    ours = results[OURS]
     for label, rows in results.items():
         if rows is not ours:
             cells = (f"{best(ours[n], 'aggregate') / best(rows[n], 'aggregate'):>14.2f}" for n in streams)
@@ -125,34 +156,20 @@ def main() -> None:
     p.add_argument("--streams", type=lambda t: [int(x) for x in t.split(",")], default=[1, 4, 16])
     p.add_argument("--tokens", type=int, default=32)
     p.add_argument("--words", type=int, default=8, help="filler words in a prompt")
-    p.add_argument("--rounds", type=int, default=2, help="measured rounds; the best counts")
+    p.add_argument("--rounds", type=int, default=3, help="measured rounds; the best counts")
     p.add_argument("--skip", default="", help="comma list of: inproc, mlx_lm")
-    p.add_argument("--mlx-lm-blas", action="store_true")
     p.add_argument("--json", type=Path)
     a = p.parse_args()
     settings = load_settings()
-    env = dict(os.environ)
-    fast = env | environment(settings.blas, settings.home, env)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    results: dict[str, Rows] = {}
-    ours = env | {"MLXO_HOST": f"127.0.0.1:{port}", "MLXO_HOME": str(settings.home)}
-    with served([sys.executable, "-m", "mlxo", "serve"], url + "/api/version", ours):
-        subprocess.run(
-            [sys.executable, "-m", "mlxo", "pull", a.model], env=ours, check=True, stderr=subprocess.DEVNULL
-        )
-        results["mlxo over HTTP"] = measure(Target("mlxo over HTTP", url, a.model, "ollama"), a)
-    folder = Path(Registry(Paths(settings.home)).resolve(a.model).path)
-    if "inproc" not in a.skip:
-        results["in process"] = in_process(folder, a, fast)
-    if "mlx_lm" not in a.skip:
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        words = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port)]
-        offline = (fast if a.mlx_lm_blas else env) | {"HF_HUB_OFFLINE": "1"}
-        with served([*words, "--host", "127.0.0.1"], url + "/health", offline):
-            target = Target("mlx_lm.server", url, "default_model", "openai")
-            results["mlx_lm.server"] = measure(target, a)
+    fast = os.environ | environment(settings.blas, settings.home, os.environ)
+    with contextlib.ExitStack() as stack:
+        ours, folder = stack.enter_context(mlxo(a, settings.home))
+        rounds = {OURS: ours}
+        if "inproc" not in a.skip:
+            rounds["in process"] = stack.enter_context(in_process(folder, a, fast))
+        if "mlx_lm" not in a.skip:
+            rounds["mlx_lm.server"] = stack.enter_context(mlx_lm(a, folder))
+        results = measure(rounds, a)
     show(results, a.streams)
     if a.json:
         a.json.write_text(json.dumps(results, indent=1))

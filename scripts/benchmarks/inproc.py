@@ -1,7 +1,8 @@
 """The ceiling: a bare mlx_lm BatchGenerator in this process, with mlxo's weights and mlxo's batch policy.
 
-usage: inproc.py MODEL_DIR STREAMS[,STREAMS...] TOKENS WORDS ROUNDS   (one JSON line a round on stdout)
-Started by compare.py with the environment that mlxo gives its runners.
+usage: inproc.py MODEL_DIR TOKENS WORDS
+Answers every line "STREAMS SEED" on stdin with a JSON line on stdout. Started by compare.py with the
+environment that mlxo gives its runners.
 """
 
 from __future__ import annotations
@@ -15,40 +16,42 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from load import prompt
 from mlx_lm.generate import BatchGenerator
-from mlxo.engine.load import backend, load
 
 from mlxo.core.types import ModelSpec
+from mlxo.engine.engine import CHUNK
+from mlxo.engine.load import Loaded, backend, load
 
 
-def main(folder: str, streams: str, tokens: str, words: str, rounds: str) -> None:
-    loaded = load(ModelSpec(name="bench", digest="0", path=folder), backend())
-    model, tokenizer = loaded.model, loaded.tokenizer
+def main(folder: str, tokens: str, words: str) -> None:
+    device = backend()
+    loaded = load(ModelSpec(name="bench", digest="0", path=folder), device)
+    chunk, _ = CHUNK[device]
+    for line in sys.stdin:
+        streams, seed = map(int, line.split())
+        texts = [prompt(seed + i, int(words)) for i in range(streams)]
+        print(json.dumps(generate(loaded, texts, int(tokens), chunk)), flush=True)
 
-    def ids(i: int) -> list[int]:
-        message = {"role": "user", "content": prompt(i, int(words))}
-        return list(tokenizer.apply_chat_template([message], add_generation_prompt=True))
 
-    for turn in range(int(rounds) + 1):
-        for n in map(int, streams.split(",")):
-            generator = BatchGenerator(
-                model,
-                stop_tokens=[[t] for t in tokenizer.eos_token_ids],
-                completion_batch_size=16,
-                prefill_batch_size=8,
-                prefill_step_size=512,
-            )
-            start = time.perf_counter()
-            prompts = [ids(turn * 1000 + n * 100 + i) for i in range(n)]
-            generator.insert(prompts, [int(tokens)] * n)
-            count, first = 0, 0.0
-            while responses := generator.next_generated():
-                first = first or time.perf_counter() - start
-                count += len(responses)
-            wall = time.perf_counter() - start
-            generator.close()
-            if turn:
-                row = {"streams": n, "tokens": count, "wall": wall, "aggregate": count / wall, "ttft": first}
-                print(json.dumps(row), flush=True)
+def generate(loaded: Loaded, texts: list[str], tokens: int, chunk: int) -> dict[str, float]:
+    """One round. Tokenising and the chat template count, as they do behind HTTP."""
+    start = time.perf_counter()
+    generator = BatchGenerator(
+        loaded.model,
+        stop_tokens=[[t] for t in loaded.tokenizer.eos_token_ids],
+        completion_batch_size=16,
+        prefill_batch_size=16,
+        prefill_step_size=chunk,
+    )
+    chats = ([{"role": "user", "content": text}] for text in texts)
+    prompts = [list(loaded.tokenizer.apply_chat_template(c, add_generation_prompt=True)) for c in chats]
+    generator.insert(prompts, [tokens] * len(prompts))
+    count, first = 0, 0.0
+    while responses := generator.next_generated():
+        first = first or time.perf_counter() - start
+        count += len(responses)
+    wall = time.perf_counter() - start
+    generator.close()
+    return {"streams": len(texts), "tokens": count, "wall": wall, "aggregate": count / wall, "ttft": first}
 
 
 if __name__ == "__main__":
