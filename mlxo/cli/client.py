@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, BinaryIO
-
-import msgspec
 
 from mlxo import __version__
 from mlxo.core.errors import (
@@ -28,7 +27,8 @@ from mlxo.core.settings import Address
 Json = dict[str, Any]
 
 CONNECT_SECONDS = 10.0
-ANSWER_SECONDS = 120.0  # for requests that do not stream; a model's load and answer have no limit
+LISTING_SECONDS = 30.0
+ANSWER_SECONDS = 120.0  # for other requests that do not stream; a model's load and answer have no limit
 BLOCK = 1 << 20
 MAX_LINE = 256 << 20  # bytes of one NDJSON line; a real one is far shorter
 
@@ -69,8 +69,8 @@ class Client:
         except UnicodeError as e:
             raise OSError(0, f"{host!r} is no host name") from e
 
-    def get(self, path: str) -> Json:
-        return self._json("GET", path)
+    def get(self, path: str, timeout: float = LISTING_SECONDS) -> Json:
+        return self._json("GET", path, None, timeout)
 
     def post(self, path: str, body: Json, timeout: float | None = ANSWER_SECONDS) -> Json:
         return self._json("POST", path, body, timeout)
@@ -152,23 +152,21 @@ class Client:
             connection.sock = self._dial()
         except OSError as e:
             raise self.unreachable(e.strerror or str(e)) from e
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sock.settimeout(timeout)
-        try:
-            # A server that refuses an upload half-way has answered before it closed.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, path, body, {"Connection": "close", **headers})
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as e:
-            connection.close()
-            raise self._no_answer(e) from e
-        except BaseException:
-            connection.close()
-            raise
-        server = response.getheader("Server", "")
-        if not server.startswith("mlxo/"):
-            connection.close()
-            raise self._foreign(server)
+        with contextlib.ExitStack() as until_answered:
+            until_answered.callback(connection.close)
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sock.settimeout(timeout)
+            try:
+                # A server that refuses an upload half-way has answered before it closed.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    connection.request(method, path, body, {"Connection": "close", **headers})
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as e:
+                raise self._no_answer(e) from e
+            server = response.getheader("Server", "")
+            if not server.startswith("mlxo/"):
+                raise self._foreign(server)
+            until_answered.pop_all()
         self._compare(server.removeprefix("mlxo/"))
         return connection, response
 
@@ -201,9 +199,9 @@ class Client:
         connection = http.client.HTTPConnection(self.address.host, self.address.port, timeout=2)
         try:
             connection.request("GET", "/api/version")
-            version = msgspec.json.decode(connection.getresponse().read(4096))["version"]
+            version = json.loads(connection.getresponse().read(4096))["version"]
             who = f"Ollama {version}"
-        except (OSError, http.client.HTTPException, msgspec.DecodeError, KeyError, TypeError):
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
             pass
         finally:
             connection.close()
@@ -227,13 +225,13 @@ class Client:
 
 
 def _encoded(body: Json) -> tuple[bytes, dict[str, str]]:
-    return msgspec.json.encode(body), {"Content-Type": "application/json"}
+    return json.dumps(body).encode(), {"Content-Type": "application/json"}
 
 
 def _decoded(raw: bytes) -> Json:
     try:
-        answer = msgspec.json.decode(raw)
-    except msgspec.DecodeError as e:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError) as e:
         raise MlxoError(f"the server's answer is no JSON: {e}", "see: mlxo daemon logs") from e
     if not isinstance(answer, dict):
         raise MlxoError("the server's answer is no JSON object", "see: mlxo daemon logs")
@@ -254,8 +252,8 @@ def _line(response: http.client.HTTPResponse) -> bytes:
 def _error(status: int, body: bytes) -> MlxoError:
     cls = _BY_STATUS.get(status, MlxoError)
     try:
-        answer = msgspec.json.decode(body)
+        answer = json.loads(body)
         return cls(str(answer["error"]), answer.get("hint"))
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         text = body[:200].decode("utf-8", "replace").strip()
         return cls(f"the server answered with status {status}" + (f": {text}" if text else ""))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-
-import msgspec
+from typing import NamedTuple
 
 from mlxo.cli.client import Client
 from mlxo.core import settings as core_settings
@@ -13,18 +13,19 @@ from mlxo.core.paths import Paths
 from mlxo.core.settings import Settings
 
 
-class State(msgspec.Struct, frozen=True):
+class State(NamedTuple):
     """daemon.json, as the daemon wrote it."""
 
     pid: int
     address: str
-    version: str = ""
+    version: str
 
 
 def read_state(paths: Paths) -> State | None:
     try:
-        return msgspec.json.decode(paths.daemon_state.read_bytes(), type=State)
-    except (OSError, msgspec.DecodeError):
+        raw = json.loads(paths.daemon_state.read_bytes())
+        return State(int(raw["pid"]), str(raw["address"]), str(raw["version"]))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import click
+import msgspec
 
 from mlxo.cli.client import BLOCK, Client, Json
 from mlxo.cli.connect import connect
@@ -46,9 +47,8 @@ def create(name: str | None, file: str, quantize: str | None) -> None:
     sources = _sources(modelfile, folder, body)
     client = connect()
     with Progress() as progress:
-        for field, files in sources.items():
-            body[field] = {where: _send(client, path, progress) for where, path in files.items()}
-        with closing(client.stream("/api/create", body)) as lines:
+        body |= _send(client, sources, progress)
+        with closing(client.stream("/api/create", msgspec.to_builtins(body))) as lines:
             for line in lines:
                 progress.update(line)
 
@@ -158,24 +158,38 @@ def _gather(folder: Path, names: list[str]) -> dict[str, Path]:
     return found
 
 
-def _send(client: Client, path: Path, progress: Progress) -> str:
-    """The digest of a file that the server holds now. Sent once: HEAD says whether it is there already."""
+def _send(client: Client, sources: dict[str, dict[str, Path]], progress: Progress) -> Json:
+    """Have the server hold every file; their digests by field and name. HEAD says what it holds already."""
+    total = sum(path.stat().st_size for files in sources.values() for path in files.values())
+    done = 0
+    digests: Json = {}
+    for field, files in sources.items():
+        digests[field] = {}
+        for name, path in files.items():
+            sha = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(BLOCK):
+                    sha.update(block)
+                    done += len(block)
+                    progress.update(
+                        {"status": "gathering model components", "total": total, "completed": done}
+                    )
+            digests[field][name] = f"sha256:{sha.hexdigest()}"
+    for field, files in sources.items():
+        for name, path in files.items():
+            if not client.head(f"/api/blobs/{digests[field][name]}"):
+                _upload(client, digests[field][name], path, progress)
+    return digests
+
+
+def _upload(client: Client, digest: str, path: Path, progress: Progress) -> None:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        sha = hashlib.sha256()
-        done = 0
-        while block := file.read(BLOCK):
-            sha.update(block)
-            done += len(block)
-            progress.update({"status": "gathering model components", "total": size, "completed": done})
-        digest = f"sha256:{sha.hexdigest()}"
-        if not client.head(f"/api/blobs/{digest}"):
-            status = f"copying file {digest}"
-            file.seek(0)
-            client.upload(
-                f"/api/blobs/{digest}",
-                file,
-                size,
-                lambda sent: progress.update({"status": status, "total": size, "completed": sent}),
-            )
-    return digest
+        client.upload(
+            f"/api/blobs/{digest}",
+            file,
+            size,
+            lambda sent: progress.update(
+                {"status": f"copying file {digest}", "total": size, "completed": sent}
+            ),
+        )

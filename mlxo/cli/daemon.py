@@ -29,6 +29,7 @@ from mlxo.core.settings import Settings
 READY_SECONDS = 120.0  # importing aiohttp on a loaded machine with a cold disk
 TERM_SECONDS = 20.0
 KILL_SECONDS = 10.0
+STATUS_SECONDS = 5.0
 MAX_LOG = 10 << 20  # bytes; a longer log is set aside as daemon.log.1 when a daemon starts
 TAIL_LINES = 8
 
@@ -67,38 +68,33 @@ def _spawn(paths: Paths) -> int | None:
     import subprocess
 
     reader, writer = os.pipe()
-    try:
-        with paths.daemon_log.open("ab") as log:
-            process = subprocess.Popen(
-                command("serve"),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=paths.home,
-                env={**os.environ, "MLXO_HOME": str(paths.home), "MLXO_READY_FD": str(writer)},
-                pass_fds=(writer,),
-                start_new_session=True,
-            )
-    except BaseException:
-        os.close(reader)
-        raise
-    finally:
-        os.close(writer)
-    try:
+    with open(reader, "rb", buffering=0) as pipe:
+        try:
+            with paths.daemon_log.open("ab") as log:
+                process = subprocess.Popen(
+                    command("serve"),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=paths.home,
+                    env={**os.environ, "MLXO_HOME": str(paths.home), "MLXO_READY_FD": str(writer)},
+                    pass_fds=(writer,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(writer)
         said = b""
         deadline = time.monotonic() + READY_SECONDS
         while not said.startswith(b"ready"):
-            if not select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise ServerUnreachable(
                     f"the server (pid {process.pid}) is not ready after {READY_SECONDS:.0f} seconds",
                     "see: mlxo daemon logs",
                 )
-            part = os.read(reader, 64)
+            part = pipe.read(64)
             if not part:
                 return process.wait()
             said += part
-    finally:
-        os.close(reader)
     return None
 
 
@@ -172,14 +168,21 @@ def status(as_json: bool) -> int:
         shown: dict[str, Any] = {**facts, "running": "yes" if state else "no"}
         if state:
             shown["uptime"] = output.span(facts["uptime"])
-            shown["models"] = ", ".join(facts["models"]) or "none loaded"
+            models = facts["models"]
+            shown["models"] = (
+                "the server does not answer" if models is None else ", ".join(models) or "none loaded"
+            )
         for key, value in shown.items():
             print(f"{key:<9}{value}")
     return 0 if state else 1
 
 
-def _loaded(state: State) -> list[str]:
-    answer = Client(core_settings.parse_address(state.address).client).get("/api/ps")
+def _loaded(state: State) -> list[str] | None:
+    """The names of the models in memory; None when the server does not say."""
+    try:
+        answer = Client(core_settings.parse_address(state.address).client).get("/api/ps", STATUS_SECONDS)
+    except MlxoError:
+        return None
     return [str(m.get("name")) for m in answer.get("models", [])]
 
 

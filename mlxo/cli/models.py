@@ -49,10 +49,10 @@ def rm(models: tuple[str, ...]) -> int:
             client.delete("/api/delete", {"model": model})
             print(f"deleted '{model}'", flush=True)
         except (NotFound, InvalidRequest) as e:
-            if len(models) == 1:
-                raise
             failed += 1
             print(f"Error: {e.message}", file=sys.stderr)
+    if failed:
+        print("what is there: mlxo list", file=sys.stderr)
     return 1 if failed else 0
 
 

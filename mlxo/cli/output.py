@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-
-import msgspec
 
 GAP = "    "
 # Everything of C0 and C1 but tab and newline: a model, a hub or a file name must not drive the terminal.
@@ -29,8 +27,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def print_json(value: object) -> None:
-    data = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    sys.stdout.write(data.decode() + "\n")
+    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def size(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, Self
 
 from mlxo.cli.output import clean, size
 
+_DIGEST = re.compile(r"sha256:([0-9a-f]{12})[0-9a-f]{52}")
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 FRAME_SECONDS = 0.1
 
@@ -73,7 +75,9 @@ class Progress:
         status = clean(str(line.get("status", "")))
         if self._bars:
             total = line.get("total")
-            self._bars.show(status, int(total) if total else None, int(line.get("completed") or 0))
+            self._bars.show(
+                _DIGEST.sub(r"\1", status), int(total) if total else None, int(line.get("completed") or 0)
+            )
         elif status and status != self._last:
             print(status, file=sys.stderr, flush=True)
         self._last = status
@@ -86,6 +90,7 @@ class _Bars:
         from rich.console import Console
         from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
         from rich.progress import Progress as Rich
+        from rich.table import Column
         from rich.text import Text
 
         class Bar(BarColumn):
@@ -102,7 +107,7 @@ class _Bars:
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False),
             Bar(bar_width=30),
-            Amount(),
+            Amount(table_column=Column(no_wrap=True)),
             console=Console(stderr=True),
         )
         self._rich.start()

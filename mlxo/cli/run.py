@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import click
-import msgspec
 
 from mlxo.cli.client import Json
 from mlxo.cli.models import pull_model
@@ -87,8 +87,8 @@ def _format(text: str | None) -> str | Json | None:
     if text is None or text == "json":
         return text
     try:
-        schema = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+        schema = json.loads(text)
+    except (ValueError, RecursionError):
         schema = None
     if not isinstance(schema, dict):
         raise InvalidRequest(f'invalid format: "{text[:80]}"; expected "json" or a valid JSON Schema object')

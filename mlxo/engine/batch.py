@@ -76,8 +76,8 @@ class Out(NamedTuple):
 class Batch:
     """Rows join first come, first served, and leave between two steps.
 
-    `chunk` bounds the prompt tokens of one row a step, and `budget` those of all rows, padding included:
-    together they bound how long a prompt may hold up the rows that are already writing.
+    `chunk` bounds the prompt tokens of one row a step, and `budget` those of all rows, padding included (twice
+    as many while no row writes): so they bound how long prompts may hold up the rows that are already writing.
     """
 
     def __init__(self, model: Any, eos: Collection[int], rows: int, chunk: int, budget: int) -> None:
@@ -134,7 +134,8 @@ class Batch:
         while self._waiting and len(self._uids) < self._rows:
             job = self._waiting[0]
             width = max(min(len(job.ids), self._chunk), *self._prefilling.values(), 0)
-            if self._prefilling and width * (len(self._prefilling) + 1) > self._budget:
+            budget = self._budget if len(self._prefilling) < len(self._uids) else 2 * self._budget
+            if self._prefilling and width * (len(self._prefilling) + 1) > budget:
                 break
             self._waiting.popleft()
             cache = [*make_prompt_cache(self._model), Rows([job.row])]

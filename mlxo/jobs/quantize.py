@@ -116,9 +116,10 @@ def _parts(model: _Lazy, name: str) -> Iterator[tuple[str, Any]]:
     """Take one parameter out of `model`; what to write of it, in order. A quantised layer is taken whole."""
     import mlx.core as mx
 
-    layer, _, _ = name.rpartition(".")
-    settings = model.settings(layer)
+    layer, _, suffix = name.rpartition(".")
+    settings = model.settings(layer) if suffix in _SUFFIXES else None
     if settings is None:
+        model.plain.pop(name, None)  # the same array: dropped once it is written
         yield name, model.target.pop(name)
         return
     names = [part for suffix in _SUFFIXES if (part := f"{layer}.{suffix}") in model.target]

@@ -32,6 +32,7 @@ from mlxo.server.app import init_app
 from mlxo.server.policy import Limits
 from mlxo.server.runner_proxy import Launch, RunnerProxy
 from mlxo.server.scheduler import Runner, Scheduler
+from mlxo.store.gc import GRACE
 from mlxo.store.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ async def _serve(settings: Settings, paths: Paths, start: Start) -> bool:
         rows=settings.parallel,
         max_queue=settings.max_queue,
     )
-    app = init_app(settings, Registry(paths), scheduler)
+    registry = Registry(paths)
+    app = init_app(settings, registry, scheduler)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=HANDLER_GRACE)
     await runner.setup()
     try:
@@ -130,12 +132,25 @@ async def _serve(settings: Settings, paths: Paths, start: Start) -> bool:
         )
         gc.freeze()  # what the imports made stays: no collection needs to look at it again
         _tell_ready()
+        sweeping = asyncio.create_task(_sweep(registry))
         await stop.wait()
         log.info("stopping")
+        await sweeping
     finally:
         await runner.cleanup()
         paths.daemon_state.unlink(missing_ok=True)
     return any(t.name.startswith("job") and t.is_alive() for t in threading.enumerate())
+
+
+async def _sweep(registry: Registry) -> None:
+    """Once a start: what killed work left behind an hour ago or more goes."""
+    try:
+        freed = await asyncio.to_thread(registry.gc, GRACE)
+    except MlxoError as e:
+        log.warning("no garbage was collected: %s", e)
+        return
+    if freed.removed:
+        log.info("garbage collected: %d files, %d MB", freed.removed, freed.bytes >> 20)
 
 
 def _size(spec: ModelSpec, backend: str, machine: int) -> int:

@@ -93,12 +93,9 @@ async def name(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     finally:
-        quiet = request.method in ("GET", "HEAD") and status == 200
-        level = logging.DEBUG if quiet else logging.INFO
-        seconds = time.monotonic() - started
-        log.log(
-            level, "%s %s %s %s %.3fs", request[REQUEST_ID], request.method, request.path, status, seconds
-        )
+        level = logging.DEBUG if status == 200 and request.method in ("GET", "HEAD") else logging.INFO
+        took, path = time.monotonic() - started, request.raw_path[:200]
+        log.log(level, "%s %s %s %s %.3fs", request[REQUEST_ID], request.method, path, status, took)
 
 
 @web.middleware
@@ -115,7 +112,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None or request.transport.is_closing():
             error = Cancelled("the client left")
         else:
-            log.exception("%s %s %s failed", request[REQUEST_ID], request.method, request.path)
+            log.exception("%s %s %s failed", request[REQUEST_ID], request.method, request.raw_path[:200])
             error = MlxoError(
                 f"the server met an error it did not expect: {type(e).__name__}", "see: mlxo daemon logs"
             )

@@ -118,13 +118,17 @@ class Scheduler:
         finally:
             self._release(resident)
 
-    async def unload(self, digest: str) -> None:
-        """Let a model go: now if it is idle, else when its last request ends; nothing if it is not loaded."""
-        resident = self._residents.get(digest)
-        if resident is not None:
-            resident.keep_alive = 0
-            if not resident.refs:
-                await asyncio.wait([self._close(resident)])
+    async def unload(self, name: str, digest: str) -> None:
+        """Let a model go: now if it is idle, else when its last request ends; nothing if it is not loaded.
+
+        `name` is its short name; an older model that was loaded under it goes too.
+        """
+        wanted = [r for r in self._residents.values() if r.spec.digest == digest or r.spec.name == name]
+        for resident in wanted:
+            self._retire(resident)
+        closing = [r.closing for r in wanted if r.closing is not None]
+        if closing:
+            await asyncio.wait(closing)
 
     async def close(self, reason: MlxoError) -> None:
         """End every request with `reason` and every runner; nothing is loaded afterwards."""
@@ -256,7 +260,7 @@ class Scheduler:
                 resident.timer = asyncio.get_running_loop().call_later(delay, self._close, resident)
 
     def _retire(self, resident: Resident) -> None:
-        """Its name means another model now: it leaves as soon as nobody uses it."""
+        """It leaves as soon as nobody uses it."""
         resident.keep_alive = 0
         if not resident.refs:
             self._close(resident)

@@ -119,7 +119,7 @@ def imported(*argv: str) -> set[str]:
 
 def test_listing_imports_next_to_nothing(fake: FakeDaemon) -> None:
     fake.on("/api/ps", Reply(body={"models": []}))
-    assert not imported("ps").intersection({*HEAVY, "filelock", "subprocess", "platformdirs", "json"})
+    assert not imported("ps").intersection({*HEAVY, "filelock", "subprocess", "platformdirs", "click"})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,11 @@ def test_rm_goes_on_past_a_model_that_is_not_there(mlxo: Mlxo, fake: FakeDaemon)
     fake.on("/api/generate", missing, Reply(body={"done": True}))
     fake.on("/api/delete", Reply())
     done = mlxo("rm", "x", "b")
-    assert (done.code, done.out, done.err) == (1, b"deleted 'b'\n", "Error: model 'x' not found\n")
+    assert (done.code, done.out, done.err) == (
+        1,
+        b"deleted 'b'\n",
+        "Error: model 'x' not found\nwhat is there: mlxo list\n",
+    )
 
 
 def test_stop_says_what_it_did_not_find(mlxo: Mlxo, fake: FakeDaemon) -> None:
@@ -183,14 +189,12 @@ def test_another_web_server_on_the_port_is_named(mlxo: Mlxo, fake: FakeDaemon) -
 
 
 def test_a_program_that_speaks_no_http(mlxo: Mlxo, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def banner() -> None:
             for _ in range(2):  # the probe, then the request
                 connection, _address = listener.accept()
-                with connection:
+                with connection, contextlib.suppress(ConnectionResetError):  # it left without reading
                     connection.sendall(b"SSH-2.0-OpenSSH_9.7\r\n")
                     while connection.recv(4096):
                         pass

@@ -142,13 +142,18 @@ def test_a_long_prompt_holds_running_rows_up_for_one_chunk_a_token(llama: Any) -
 
 
 def test_prompt_budget_and_order(llama: Any) -> None:
-    """Four chunks' worth of prompts at a time, first come first served, padding counted."""
-    together = steps(llama, 8)
+    """Four chunks' worth of prompts at a time, twice that while nobody writes; padding counts; in order."""
+    together = steps(llama, 20)
+    for i in range(20):
+        together.add(job(str(i), [5] * (CHUNK if i == 2 else 2), 9))
+    assert together.admit() == [str(i) for i in range(8)]
+    together = steps(llama, 20)
+    together.add(job("writer", [3, 4], 50))
+    while not turn(together):
+        pass
     for i in range(6):
-        together.add(job(str(i), [5] * CHUNK, 2))
+        together.add(job(str(i), [5] * CHUNK, 9))
     assert together.admit() == ["0", "1", "2", "3"]
-    together.reset()
-    assert together.admit() == ["4", "5"]
 
 
 def test_a_failing_processor_takes_nobody_with_it(llama: Any) -> None:

@@ -95,6 +95,24 @@ def test_a_float_gguf_is_quantised_in_one_go(tmp_path: Path) -> None:
     assert np.isfinite(np.array(mlx_lm.load(str(tmp_path / "out"))[0](mx.array([[5, 6]])))).all()
 
 
+def test_a_layer_that_has_a_bias_keeps_it(tmp_path: Path) -> None:
+    params = weights("qwen2", SHAPE, len(BPE_TOKENS))
+    model_file(tmp_path / "model", "qwen2", params, SHAPE)
+    run(tmp_path / "model", tmp_path / "out", Quantize())
+    found = tensors(tmp_path / "out")
+    path = "model.layers.0.self_attn.k_proj"
+    assert {f"{path}.{suffix}" for suffix in ("weight", "scales", "biases", "bias")} <= set(found)
+    np.testing.assert_array_equal(np.array(found[f"{path}.bias"]), params[f"{path}.bias"])
+
+
+def test_pieces_make_the_same_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(source, tmp_path / "whole", Quantize())
+    monkeypatch.setattr("mlxo.jobs.quantize._PIECE", 1)
+    run(source, tmp_path / "rows", Quantize())
+    whole, rows = (tmp_path / name / "model.safetensors" for name in ("whole", "rows"))
+    assert whole.read_bytes() == rows.read_bytes()
+
+
 def test_bfloat16_stays(source: Path, tmp_path: Path) -> None:
     halved = {name: array.astype(mx.bfloat16) for name, array in tensors(source).items()}
     mx.save_safetensors(str(source / "model.safetensors"), halved)

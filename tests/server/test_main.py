@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,7 +46,6 @@ class Daemon:
         reader, writer = os.pipe()
         self.port = port
         self.home = home
-        self.started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mlxo", "serve"],
             env={
@@ -64,7 +62,6 @@ class Daemon:
         os.close(writer)
         with os.fdopen(reader, "rb") as f:
             self.said = f.read()  # to the end: the daemon must close it, once ready or by its death
-        self.ready_after = time.monotonic() - self.started
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(number)
@@ -122,6 +119,17 @@ def test_a_daemon_without_a_model_is_small_and_has_no_mlx(home: Path) -> None:
         (rss,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         assert rss < 60 * 1024, f"{rss} kB"
         assert "mlx/lib" not in Path(f"/proc/{daemon.process.pid}/maps").read_text()
+
+
+def test_a_start_sweeps_what_killed_work_left_behind(home: Path) -> None:
+    old = home / "blobs" / ("sha256-" + "0" * 64)
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"orphan")
+    os.utime(old, (1, 1))
+    with running(home) as daemon:
+        _, log = daemon.end()
+    assert "garbage collected: 1 files" in log
+    assert not old.exists()
 
 
 def test_what_a_daemon_does_not_import() -> None:

@@ -260,19 +260,26 @@ async def test_negative_is_for_ever_and_the_last_word_stays(machine: Machine) ->
 async def test_unload_is_over_when_the_runner_is(machine: Machine) -> None:
     scheduler = machine.scheduler()
     await use(scheduler, spec("a"))
-    await scheduler.unload("a")
+    await scheduler.unload("a", "a")
     assert machine.runners["a"].gone.done()
     assert names(scheduler) == []
-    await scheduler.unload("a")  # not loaded: no error
+    await scheduler.unload("a", "a")  # not loaded: no error
 
 
 async def test_unload_of_a_busy_model_waits_for_its_last_request(machine: Machine) -> None:
     scheduler = machine.scheduler()
     async with scheduler.lease(spec("a")):
-        await scheduler.unload("a")
+        await scheduler.unload("a", "a")
         await settle()
         assert not machine.runners["a"].gone.done()
     await until_gone(machine, "a")
+
+
+async def test_unload_takes_what_the_name_meant_before(machine: Machine) -> None:
+    scheduler = machine.scheduler()
+    await use(scheduler, spec("a", digest="old"))
+    await scheduler.unload("a", "new")
+    assert names(scheduler) == []
 
 
 async def test_a_name_with_another_digest_is_another_model(machine: Machine) -> None:

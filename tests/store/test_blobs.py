@@ -100,6 +100,17 @@ def test_rot_is_healed_by_the_same_bytes(bench: Bench) -> None:
     assert bench.registry.blobs.read(blob.digest) == b"right"
 
 
+def test_a_blob_lands_whole_by_rename(bench: Bench) -> None:
+    """Whoever reads the old file goes on reading it: nothing is ever written in place."""
+    blob = bench.registry.blobs.add_bytes(b"right")
+    path = bench.registry.blobs.path(blob.digest)
+    path.write_bytes(b"wrong")
+    with path.open("rb") as reader:
+        bench.registry.blobs.add_bytes(b"right")
+        assert reader.read() == b"wrong"
+        assert os.fstat(reader.fileno()).st_ino != path.stat().st_ino
+
+
 def test_a_missing_blob_is_not_found(bench: Bench) -> None:
     digest = f"sha256:{HEX}"
     with pytest.raises(NotFound, match=digest):

@@ -80,6 +80,16 @@ def test_names_are_matched_without_case_and_keep_their_first_spelling(bench: Ben
     assert not (bench.home / "manifests/registry.ollama.ai").exists()
 
 
+def test_a_manifest_lands_whole_by_rename(bench: Bench) -> None:
+    bench.create_from("m", models.files())
+    path = bench.home / LIBRARY / "m" / "latest"
+    old = path.read_bytes()
+    with path.open("rb") as reader:
+        bench.create_from("m", models.files(1))
+        assert reader.read() == old
+    assert path.read_bytes() != old
+
+
 def test_a_missing_model_is_named_with_what_to_type(bench: Bench) -> None:
     with pytest.raises(ModelNotFound, match="model 'nope:latest' not found") as caught:
         bench.registry.resolve("nope")

@@ -34,7 +34,7 @@ async def infer(http: web.Request, dialect: Dialect) -> web.StreamResponse:
     scheduler = http.app[keys.SCHEDULER]
     touch = isinstance(request.task, Touch)
     if touch and request.keep_alive == 0:
-        await scheduler.unload(spec.digest)
+        await scheduler.unload(spec.name, spec.digest)
         return json_response(answer.collect([Finished(reason="unload")]))
     async with scheduler.lease(spec, request.keep_alive) as runner:
         if touch:

@@ -160,7 +160,7 @@ async def delete(http: web.Request) -> web.Response:
     try:
         try:
             stored = await asyncio.to_thread(registry.find, name)
-            await http.app[keys.SCHEDULER].unload(stored.digest)
+            await http.app[keys.SCHEDULER].unload(stored.name.short, stored.digest)
         except StoreError:
             pass  # its manifest cannot be read, so it is not loaded under this name; it can still be removed
         await asyncio.to_thread(registry.delete, name)
@@ -231,4 +231,5 @@ async def _in_thread(function: Callable[..., R], *args: Any) -> R:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         await asyncio.wait([future])
+        future.exception()  # seen: the caller is past hearing it
         raise
