@@ -116,10 +116,11 @@ def _sources(modelfile: Modelfile, folder: Path, body: Json) -> dict[str, dict[s
             )
         sources["adapters"] = adapter
     if modelfile.draft:
-        draft = _local(modelfile.draft, folder)
-        if draft is None:
-            body["draft"] = modelfile.draft
-        sources["draft_files"] = draft or {}
+        if _local(modelfile.draft, folder) is not None:
+            raise InvalidRequest(
+                f"DRAFT {modelfile.draft} is a file or a folder", "create it as a model first, and name that"
+            )
+        body["draft"] = modelfile.draft
     return {field: found for field, found in sources.items() if found}
 
 

@@ -16,6 +16,10 @@ from mlxo.core.errors import InvalidRequest, MlxoError
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
+# What these verbs do when not a word follows them: nothing to parse, so click need not be imported,
+# which would be a tenth of their time. With arguments they are click commands like all others.
+_BARE = {"list": "mlxo.cli.listing:list_models", "ps": "mlxo.cli.listing:ps"}
+
 
 def dispatch(verb: str, argv: list[str]) -> int:
     """Run `verb` (aliases already resolved) with the whole command line; never raises."""
@@ -64,11 +68,12 @@ def _run(verb: str, argv: list[str]) -> int:
         return 0
     if verb not in verbs:
         raise InvalidRequest(f'unknown command "{verb}" for "mlxo"', _nearest(verb, verbs))
-    module, _, name = verbs[verb][0].partition(":")
+    bare = _BARE.get(verb) if len(argv) == 1 else None
+    module, _, name = (bare or verbs[verb][0]).partition(":")
     target = getattr(importlib.import_module(module), name)
     if hasattr(target, "make_context"):
         return _click(target, verb, argv[1:])
-    return int(target(argv[1:]) or 0)
+    return int((target() if bare else target(argv[1:])) or 0)
 
 
 def _click(command: Any, verb: str, args: list[str]) -> int:

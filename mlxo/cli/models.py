@@ -1,4 +1,4 @@
-"""The verbs for models that are there, or will be: pull, cp, rm, stop."""
+"""The verbs for models that are there, or will be: list, ps, pull, cp, rm, stop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from contextlib import closing
 
 import click
 
+from mlxo.cli import listing
 from mlxo.cli.client import Client
 from mlxo.cli.connect import connect
 from mlxo.core.errors import InvalidRequest, MlxoError, NotFound
+
+
+@click.command("list")
+@click.argument("prefix", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_models(prefix: str, as_json: bool) -> None:
+    """List the models on disk, those whose name begins with PREFIX."""
+    listing.list_models(prefix, as_json)
+
+
+@click.command()
+@click.argument("prefix", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ps(prefix: str, as_json: bool) -> None:
+    """List the models in memory, those whose name begins with PREFIX."""
+    listing.ps(prefix, as_json)
 
 
 @click.command()

@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # every CLI verb imports this module, and few start anything
 
 def command(*words: str) -> list[str]:
     """The argument vector that runs `mlxo WORDS...` with this interpreter and this code."""
-    return [sys.executable, "-m", "mlxo", *words]
+    # -P: a file of the folder that we were started in must not pass for a module.
+    return [sys.executable, "-P", "-m", "mlxo", *words]
 
 
 def explain_exit(code: int) -> str:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlxo.core.errors import MlxoError
 from mlxo.engine.detokenize import one_line
 from mlxo.engine.sampling import Row, Rows, WithRows
 
@@ -23,6 +24,7 @@ _FAULTS = (
     AttributeError,
     LookupError,
     MemoryError,
+    MlxoError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -37,7 +39,7 @@ class Guard:
     """
 
     def __init__(self, processors: list[Processor]) -> None:
-        self.error: str | None = None
+        self.error: MlxoError | None = None
         self._processors = processors
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
@@ -48,7 +50,8 @@ class Guard:
             for processor in self._processors:
                 processed = processor(tokens, processed)
         except _FAULTS as e:
-            self.error = one_line(e) or type(e).__name__
+            failed = f"the answer could not be shaped: {one_line(e) or type(e).__name__}"
+            self.error = e if isinstance(e, MlxoError) else MlxoError(failed)
             return logits
         return processed
 
@@ -76,8 +79,8 @@ class Out(NamedTuple):
 class Batch:
     """Rows join first come, first served, and leave between two steps.
 
-    `chunk` bounds the prompt tokens of one row a step, and `budget` those of all rows, padding included (twice
-    as many while no row writes): so they bound how long prompts may hold up the rows that are already writing.
+    `chunk` bounds the prompt tokens of one row a step, and `budget` those of all rows, padding included: so
+    they bound how long prompts may hold up the rows that write. While none writes both are doubled.
     """
 
     def __init__(self, model: Any, eos: Collection[int], rows: int, chunk: int, budget: int) -> None:
@@ -100,7 +103,7 @@ class Batch:
             sampler=self._with_rows.sample,
             completion_batch_size=self._rows,
             prefill_batch_size=self._rows,
-            prefill_step_size=self._chunk,
+            prefill_step_size=2 * self._chunk,
         )
 
     def __len__(self) -> int:
@@ -126,6 +129,11 @@ class Batch:
         self._keys.pop(uid, None)
         self._prefilling.pop(uid, None)
 
+    @property
+    def _wide(self) -> int:
+        """2 while every row still reads its prompt, else 1."""
+        return 1 if len(self._prefilling) < len(self._uids) else 2
+
     def admit(self) -> list[str]:
         """Let waiting jobs join while there are rows and prompt budget; their keys. One always may, if none
         prefills.
@@ -133,9 +141,9 @@ class Batch:
         joined = []
         while self._waiting and len(self._uids) < self._rows:
             job = self._waiting[0]
-            width = max(min(len(job.ids), self._chunk), *self._prefilling.values(), 0)
-            budget = self._budget if len(self._prefilling) < len(self._uids) else 2 * self._budget
-            if self._prefilling and width * (len(self._prefilling) + 1) > budget:
+            wide = self._wide
+            width = max(min(len(job.ids), wide * self._chunk), *self._prefilling.values(), 0)
+            if self._prefilling and width * (len(self._prefilling) + 1) > wide * self._budget:
                 break
             self._waiting.popleft()
             cache = [*make_prompt_cache(self._model), Rows([job.row])]
@@ -147,7 +155,7 @@ class Batch:
             )
             self._keys[uid] = job.key
             self._uids[job.key] = uid
-            self._prefilling[uid] = min(len(job.ids), self._chunk)
+            self._prefilling[uid] = min(len(job.ids), wide * self._chunk)
             joined.append(job.key)
         return joined
 
@@ -156,6 +164,7 @@ class Batch:
 
         Raises whatever the model raises; then the batch is of no use until `reset`.
         """
+        self._generator.prefill_step_size = self._wide * self._chunk
         prompts, tokens = self._generator.next()
         for p in prompts:
             if p.end_of_prompt:

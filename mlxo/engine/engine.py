@@ -18,7 +18,7 @@ from mlxo.engine.sequence import Sequence
 from mlxo.engine.solo import Solo, mergeable
 
 # Prompt tokens of one row a step, and of all rows: a GPU reads them some hundred times faster than a CPU.
-CHUNK = {"cpu": (128, 512), "metal": (512, 2048), "cuda": (512, 4096)}
+CHUNK = {"cpu": (64, 512), "metal": (512, 2048), "cuda": (512, 4096)}
 # Bytes of freed buffers that MLX may keep. On Metal its own default is all of the memory.
 _CACHE = 2 << 30
 

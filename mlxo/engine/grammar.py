@@ -15,7 +15,7 @@ import llguidance.hf
 import llguidance.numpy
 import mlx.core as mx
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 
 from mlxo.core.errors import InvalidRequest
 from mlxo.engine.detokenize import Detokenizer, one_line
@@ -23,6 +23,8 @@ from mlxo.engine.detokenize import Detokenizer, one_line
 # Bounded, or a model at a high temperature may never stop writing spaces.
 _WHITESPACE = r"[ \n\r\t]{1,40}"
 _MAX_SCHEMA = 1 << 20  # characters
+# An error names its cause and not the parser's state.
+_LIMITS = LLParserLimits(verbose_errors=False)
 _LEAD = 3  # tokens of white space that may stand between the end of the thinking and the answer
 
 
@@ -64,7 +66,7 @@ class Grammars:
         if len(text) > _MAX_SCHEMA:
             raise InvalidRequest("the schema in format is longer than 1 MB")
         grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _WHITESPACE})
-        matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
+        matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             reason = one_line(matcher.get_error())
             raise InvalidRequest(f"the schema in format cannot be used: {reason}")
@@ -101,7 +103,7 @@ class Constraint:
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         """tokens [n] are prompt and answer so far, logits [1, V]; disallowed ones become -inf.
 
-        Raises RuntimeError when the token drawn last does not fit: its row must end.
+        Raises InvalidRequest when the schema turns out to be too much for llguidance: the row must end.
         """
         first = self._calls == 0
         self._calls += 1
@@ -127,8 +129,8 @@ class Constraint:
             return
         self._lead = 0
         if not self._free:
-            if not self._matcher.consume_token(token):
-                raise RuntimeError(one_line(self._matcher.get_error()))
+            self._matcher.consume_token(token)
+            self._check()
             return
         assert thinking is not None
         self._text += self._feed(token)
@@ -139,13 +141,18 @@ class Constraint:
         self._free = False
         rest = after.lstrip()
         self._lead = 0 if rest else _LEAD
-        if rest and not self._matcher.consume_tokens(self._grammars.tokenizer.tokenize_str(rest)):
-            raise RuntimeError(one_line(self._matcher.get_error()))
+        if rest:
+            self._matcher.consume_tokens(self._grammars.tokenizer.tokenize_str(rest))
+            self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = one_line(self._matcher.get_error())
+            raise InvalidRequest(f"the schema in format cannot be followed: {reason}")
 
     def _masked(self, logits: mx.array, also: int | None) -> mx.array:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask)
-        if self._matcher.is_error():
-            raise RuntimeError(one_line(self._matcher.get_error()))
+        self._check()
         if also is not None:
             self._mask.view(np.uint32)[0, also // 32] |= np.uint32(1 << also % 32)
         if self._lead:

@@ -75,10 +75,12 @@ class Prompter:
     def encode(self, text: str, opening: bool = True) -> list[int]:
         """Token ids of `text`, special tokens in it included; BOS before them where the tokenizer adds one.
 
-        A text that already starts with BOS gets no second one. `opening` False: the text goes on, no BOS.
+        A text that already starts with BOS gets no second one. `opening` False: there is text before, no BOS.
         """
         ids: list[int] = self._hf.encode(text, add_special_tokens=False)
-        if opening and self._bos is not None and ids[:1] != [self._bos]:
+        if not opening and ids[:1] == [self._hf.bos_token_id]:
+            del ids[0]
+        elif opening and self._bos is not None and ids[:1] != [self._bos]:
             ids.insert(0, self._bos)
         return ids
 

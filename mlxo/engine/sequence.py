@@ -71,4 +71,4 @@ class Sequence:
         guard = self.job.guard
         if guard is None or guard.error is None:
             return None
-        return Failed(message=f"the answer could not be constrained: {guard.error}", code="internal_error")
+        return Failed(message=guard.error.message, code=guard.error.code, hint=guard.error.hint)

@@ -81,6 +81,9 @@ def _only_one(paths: Paths) -> Iterator[None]:
     try:
         paths.home.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        paths.daemon_state.unlink(
+            missing_ok=True
+        )  # of a daemon that was killed: its pid may be another's now
     except Timeout:
         where = ""
         with contextlib.suppress(OSError, msgspec.DecodeError, KeyError, TypeError):

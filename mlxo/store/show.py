@@ -72,5 +72,7 @@ def _given(options: Options) -> Iterator[tuple[str, Value]]:
     for key, value in sorted(msgspec.structs.asdict(options).items()):
         if isinstance(value, tuple):
             yield from ((key, item) for item in value)
+        elif isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+            yield key, int(value)  # as it is written by hand: 0, not 0.0
         elif value is not None:
             yield key, value

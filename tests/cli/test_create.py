@@ -181,3 +181,14 @@ def test_the_servers_refusal_of_a_blob_is_shown(mlxo: Mlxo, maker: FakeDaemon, f
     maker.refuse_blobs = Reply(status=507, body={"error": "the disk is full"})
     done = mlxo("create")
     assert (done.code, done.err.splitlines()[-1]) == (1, "Error: the disk is full")
+
+
+def test_a_draft_that_is_a_file_is_refused_before_anything_is_sent(
+    mlxo: Mlxo, maker: FakeDaemon, folder: Path
+) -> None:
+    (folder / "draft.gguf").write_bytes(b"GGUF")
+    (folder / "Modelfile").write_text("FROM base:1b\nDRAFT ./draft.gguf\n")
+    done = mlxo("create", "mine")
+    assert done.code == 1
+    assert "create it as a model first" in done.err
+    assert maker.seen == []

@@ -30,15 +30,15 @@ def test_fifty_kills_leave_the_registry_sound(mlxo: Mlxo, tmp_path: Path) -> Non
     rng = random.Random(20261122)
     (tmp_path / "Modelfile").write_text(f"FROM {QWEN3}\nQUANTIZE 8 32\n")
     with FakeHub({"org/tiny": Repo({p.name: p.read_bytes() for p in sorted(LLAMA.iterdir())})}) as hub:
-        env = {"HF_ENDPOINT": hub.url}
-        mlxo("list", **env)  # starts the daemon with the hub's address
+        mlxo.env["HF_ENDPOINT"] = hub.url
+        mlxo("list")
         for turn in range(KILLS):
             words = (
                 ("create", "made", "-f", str(tmp_path / "Modelfile"))
                 if turn % 2
                 else ("pull", "hf.co/org/tiny")
             )
-            command = mlxo.start(*words, **env)
+            command = mlxo.start(*words)
             assert command.stderr is not None
             # The moment is some way into the progress it prints, not a guess of seconds.
             for _ in range(rng.randrange(8)):
@@ -47,11 +47,11 @@ def test_fifty_kills_leave_the_registry_sound(mlxo: Mlxo, tmp_path: Path) -> Non
             os.kill(command.pid if turn % 4 < 2 else daemon_pid(mlxo), signal.SIGKILL)
             command.communicate(timeout=60)
             if turn % 10 == 9:
-                assert json.loads(mlxo("verify", "--json", **env).stdout)["problems"] == []
-                mlxo(*words, **env)
-                names = {r["name"] for r in json.loads(mlxo("list", "--json", **env).stdout)}
+                assert json.loads(mlxo("verify", "--json").stdout)["problems"] == []
+                mlxo(*words)
+                names = {r["name"] for r in json.loads(mlxo("list", "--json").stdout)}
                 assert ("made:latest" if turn % 2 else "hf.co/org/tiny:latest") in names
-                mlxo("rm", *names, **env)
+                mlxo("rm", *names)
     assert json.loads(mlxo("verify", "--json").stdout)["problems"] == []
 
 

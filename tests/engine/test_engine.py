@@ -51,6 +51,17 @@ def test_the_context_continues_a_completion(llama: Engine) -> None:
     assert half.text + rest.text == whole
 
 
+def test_a_chat_goes_on_after_a_context(qwen3: Engine, llama: Engine) -> None:
+    first, second, reply = models.SECOND_TURN
+    before = say(qwen3, chat(first)).finished.context
+    end = tuple(qwen3._prompter.encode("<|im_end|>\n", opening=False))
+    assert say(qwen3, chat(second, task={"context": before + end})).text == reply
+    assert say(qwen3, chat(second)).text == models.ANSWERS[second]
+    # llama's template begins with BOS: only the first turn may have it.
+    before = say(llama, chat(first)).finished.context
+    assert say(llama, chat(second, task={"context": before})).finished.context.count(1) == 1
+
+
 def test_a_tool_call(qwen3: Engine) -> None:
     tools = (models.TOOLS["get_weather"],)
     answer = say(qwen3, chat("What is the weather in Paris?", task={"tools": tools}))
@@ -184,6 +195,7 @@ def test_a_chat_loses_its_oldest_messages(qwen3: Engine) -> None:
         (complete(""), "the prompt is empty"),
         (complete("x", task={"context": (5, 99999)}), "no tokens of this model"),
         (complete("x", task={"context": (-1,)}), "no tokens of this model"),
+        (chat("x", task={"context": (10**6,)}), "no tokens of this model"),
         (chat("x", format="yaml"), "invalid format"),
         (chat("x", format={"type": "strin"}), "Invalid type: strin"),
         (chat("x", format={"type": "integer", "minimum": 5, "maximum": 1}), "greater than maximum"),

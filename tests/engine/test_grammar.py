@@ -83,6 +83,18 @@ def test_with_penalties(qwen3: Engine) -> None:
     assert is_person(say(qwen3, chat(QUESTION, format=PERSON, options=options)))
 
 
+def test_a_schema_that_proves_too_much_ends_its_row_alone(qwen3: Engine) -> None:
+    """llguidance accepts the pattern and gives up on it some tokens later."""
+    hard = {"type": "string", "pattern": "^(.{0,200}a){50}$"}
+    options = {"temperature": 3.0, "seed": 2, "num_predict": 400}
+    failing, other = run(qwen3, chat(QUESTION, format=hard, options=options), chat(QUESTION))
+    assert failing.failed.code == "invalid_request"
+    assert failing.failed.message.startswith("the schema in format cannot be followed: ")
+    assert failing.text.startswith('"')
+    assert other.text == models.ANSWERS[QUESTION]
+    assert qwen3.stats().rows == 0
+
+
 @pytest.mark.parametrize(
     ("form", "words"),
     [

@@ -108,7 +108,7 @@ def test_the_starter_comes_out_of_its_package(bench: Bench) -> None:
     starter = bench.registry.show("smollm2")
     assert (starter.family, starter.parameter_size, starter.quantization) == ("llama", "134.52M", "Q4_1")
     assert starter.context_length == 8192
-    assert starter.options.stop == ("<|im_end|>",)
+    assert starter.options.temperature == 0
     assert "<|im_start|>" in (starter.template or "")
     bench.lines.clear()
     pull(bench.registry, "smollm2:135m", bench.report, bench.cancelled)

@@ -35,6 +35,7 @@ class CreateBody(NameBody):
     from_: str | None = msgspec.field(default=None, name="from")
     files: dict[str, str] | None = None
     adapters: dict[str, str] | None = None
+    draft_files: dict[str, str] | None = None
     template: str | None = None
     system: str | None = None
     parameters: dict[str, Any] | None = None
@@ -94,6 +95,10 @@ def wanted_name(sent: NameBody) -> ModelName:
 
 def recipe(sent: CreateBody) -> Recipe:
     """Raises InvalidRequest."""
+    if sent.draft_files:
+        raise InvalidRequest(
+            "draft_files are not supported", "create the draft as a model, and name it in draft"
+        )
     licenses = [sent.license] if isinstance(sent.license, str) else sent.license or []
     quantize = sent.quantize or sent.quantization
     return Recipe(
