@@ -72,9 +72,12 @@ _FORMS = f"one of {', '.join((*_BITS, *_FLOATS))}; after bits may stand a group 
 
 
 def parse_quantize(text: str) -> Quantize:
-    """`4`, `4 32`, `mxfp4`; `q4` and `int4` mean `4`. The group is 64 unless given. Raises InvalidRequest."""
+    """`4`, `4 32`, `mxfp4`; `q4`, `int4` and GGUF's `Q4_K_M` mean `4`. The group is 64 unless given.
+
+    Raises InvalidRequest.
+    """
     words = text.lower().split()
-    kind = re.sub(r"\A(?:q|int)(?=[0-9])", "", words[0]) if words else ""
+    kind = re.sub(r"\A(?:q|int)([0-9])(?:_[01]|_k(?:_[sml])?)?\Z", r"\1", words[0]) if words else ""
     group = words[1] if len(words) > 1 else None
     if len(words) <= 2 and kind in _FLOATS and group in (None, str(_FLOATS[kind].group_size)):
         return _FLOATS[kind]

@@ -105,8 +105,8 @@ def test_requires_refused(text: str) -> None:
     [
         *((str(bits), Quantize(bits=bits)) for bits in (2, 3, 4, 5, 6, 8)),
         *((f"4 {group}", Quantize(bits=4, group_size=group)) for group in (32, 64, 128)),
-        *((alias, Quantize(bits=4)) for alias in ("q4", "Q4", "int4", "INT4")),
-        *((alias, Quantize(bits=8)) for alias in ("q8", "int8")),
+        *((alias, Quantize(bits=4)) for alias in ("q4", "Q4", "int4", "INT4", "Q4_K_M", "q4_K_S", "q4_0")),
+        *((alias, Quantize(bits=8)) for alias in ("q8", "int8", "Q8_0")),
         ("mxfp4", Quantize(mode="mxfp4", bits=4, group_size=32)),
         ("MXFP4 32", Quantize(mode="mxfp4", bits=4, group_size=32)),
         ("nvfp4", Quantize(mode="nvfp4", bits=4, group_size=16)),
@@ -120,7 +120,7 @@ def test_quantize(text: str, expected: Quantize) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "7", "1", "16", "4 16", "4 48", "4 32 1", "mxfp4 64", "nvfp4 32", "q", "qq4", "q4_K_M", "-4", "٤"],
+    ["", "7", "1", "16", "4 16", "4 48", "4 32 1", "mxfp4 64", "nvfp4 32", "q", "qq4", "q4_K_XL", "q4_7", "-4", "٤"],
 )
 def test_quantize_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="invalid quantization"):

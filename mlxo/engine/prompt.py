@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from mlxo.core.errors import InvalidRequest
 from mlxo.core.options import DEFAULTS, Options
 from mlxo.core.types import Chat, Complete, Message, ModelSpec, Request
 from mlxo.engine.grammar import Thinking
+
+log = logging.getLogger(__name__)
 
 # For a model that brings no template: the texts of the messages, as a base model would read them.
 _PLAIN = "{% for m in messages %}{{ m.content }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
@@ -112,6 +115,7 @@ class Prompter:
             kept, dropped = fit(
                 messages, lambda some: len(render(some)), num_ctx - _reserve(options, num_ctx)
             )
+            log.warning("%d messages were dropped from a chat, for a num_ctx of %d", dropped, num_ctx)
             ids = render(kept)
         inside = reasoning.inside(text, voice.markers, task.prefill)
         splitter = Splitter(options.stop or (), voice.markers, voice.parser if task.tools else None, inside)
@@ -166,6 +170,7 @@ class Prompter:
         keep = DEFAULTS.num_keep if options.num_keep is None else options.num_keep
         assert keep is not None
         keep = size // 2 if keep < 0 else min(keep, size // 2)
+        log.warning("a prompt of %d tokens was cut to %d, for a num_ctx of %d", len(ids), size, num_ctx)
         return prompt._replace(ids=ids[:keep] + ids[len(ids) - (size - keep) :])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import threading
 from collections.abc import Mapping
@@ -143,12 +144,16 @@ def _base(making: Making, recipe: Recipe) -> Base:
         elif hub.is_repository(name):
             return sources.from_files(making, hub.fetch(making, name), source)
         else:
-            raise NotFound("pull model manifest: file does not exist", unknown(name))
+            raise NotFound("pull model manifest: file does not exist", unknown(name, making.registry))
     return sources.from_model(making, making.registry.manifests.read(name))
 
 
-def unknown(name: ModelName) -> str:
+def unknown(name: ModelName, registry: Registry) -> str:
     """The hint for a name that is neither here nor in the gallery nor on a hub."""
+    here = [ModelName.parse(entry.name).short for entry in registry.list()]
+    close = difflib.get_close_matches(name.short, [*here, *gallery.listing().split(", ")], n=1, cutoff=0.75)
+    if close:
+        return f"did you mean {close[0]}?"
     return f"the gallery has {gallery.listing()}; a Hugging Face model is {HUB_HOSTS[0]}/ORG/{name.model}"
 
 

