@@ -72,7 +72,10 @@ def tables() -> dict[str, str]:
         ),
         "endpoints": table(
             ("Endpoint", "What it does"),
-            [(f"`{r.method}{', HEAD' if r.head else ''} {r.path}`", r.help) for r in ROUTES],
+            [
+                (f"`{r.method}{', HEAD' if r.head else ''} {re.sub(':[^}]*}', '}', r.path)}`", r.help)
+                for r in ROUTES
+            ],
         ),
     }
 

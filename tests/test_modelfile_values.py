@@ -120,7 +120,23 @@ def test_quantize(text: str, expected: Quantize) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "7", "1", "16", "4 16", "4 48", "4 32 1", "mxfp4 64", "nvfp4 32", "q", "qq4", "q4_K_XL", "q4_7", "-4", "٤"],
+    [
+        "",
+        "7",
+        "1",
+        "16",
+        "4 16",
+        "4 48",
+        "4 32 1",
+        "mxfp4 64",
+        "nvfp4 32",
+        "q",
+        "qq4",
+        "q4_K_XL",
+        "q4_7",
+        "-4",
+        "٤",
+    ],
 )
 def test_quantize_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="invalid quantization"):

@@ -12,6 +12,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxo.core.errors import MlxoError
 from mlxo.engine.detokenize import one_line
+from mlxo.engine.prefix import Prefixes
 from mlxo.engine.sampling import Row, Rows, WithRows
 
 Processor = Callable[[mx.array, mx.array], mx.array]
@@ -65,6 +66,11 @@ class Job(NamedTuple):
     row: Row
     guard: Guard | None
 
+    @property
+    def sound(self) -> bool:
+        """Whether what it read and wrote may be resumed from."""
+        return self.guard is None or self.guard.error is None
+
 
 class Out(NamedTuple):
     """One token of job `key`. `reason` is "stop" (then `token` is an end token, to be ignored), "length" or
@@ -83,13 +89,16 @@ class Batch:
     they bound how long prompts may hold up the rows that write. While none writes both are doubled.
     """
 
-    def __init__(self, model: Any, eos: Collection[int], rows: int, chunk: int, budget: int) -> None:
+    def __init__(
+        self, model: Any, eos: Collection[int], rows: int, chunk: int, budget: int, prefixes: Prefixes
+    ) -> None:
         self._model = model
         self._eos = [[t] for t in sorted(eos)]
         self._rows = rows
         self._chunk = chunk
         self._budget = budget
-        self._keys: dict[int, str] = {}
+        self._prefixes = prefixes
+        self._jobs: dict[int, Job] = {}
         self._uids: dict[str, int] = {}
         self._prefilling: dict[int, int] = {}
         self._waiting: deque[Job] = deque()
@@ -118,27 +127,33 @@ class Batch:
 
     def remove(self, key: str) -> None:
         """Take a job out, wherever it is. An unknown key is no error: it may just have finished."""
-        uid = self._uids.pop(key, None)
+        uid = self._uids.get(key)
         if uid is None:
             self._waiting = deque(j for j in self._waiting if j.key != key)
             return
-        self._forget(uid)
-        self._generator.remove([uid])
+        job = self._forget(uid)
+        with mx.stream(self._generator.stream):
+            kept = self._generator.remove([uid], return_prompt_caches=job.sound)
+            for cache, tokens in kept.values():
+                self._prefixes.keep(tokens, cache[:-1])
 
-    def _forget(self, uid: int) -> None:
-        self._keys.pop(uid, None)
+    def _forget(self, uid: int) -> Job:
+        job = self._jobs.pop(uid)
+        del self._uids[job.key]
         self._prefilling.pop(uid, None)
+        return job
 
     @property
     def _wide(self) -> int:
         """2 while every row still reads its prompt, else 1."""
         return 1 if len(self._prefilling) < len(self._uids) else 2
 
-    def admit(self) -> list[str]:
-        """Let waiting jobs join while there are rows and prompt budget; their keys. One always may, if none
-        prefills.
+    def admit(self) -> dict[str, int]:
+        """Let waiting jobs join while there are rows and prompt budget. One always may, if none prefills.
+
+        Their keys in order, and how many tokens of each prompt were in the prefix cache.
         """
-        joined = []
+        joined = {}
         while self._waiting and len(self._uids) < self._rows:
             job = self._waiting[0]
             wide = self._wide
@@ -146,17 +161,18 @@ class Batch:
             if self._prefilling and width * (len(self._prefilling) + 1) > wide * self._budget:
                 break
             self._waiting.popleft()
-            cache = [*make_prompt_cache(self._model), Rows([job.row])]
+            cache, cached = self._prefixes.take(job.ids)
             (uid,) = self._generator.insert(
-                [job.ids],
+                [job.ids[cached:]],
                 max_tokens=[job.limit],
-                caches=[cache],
+                caches=[[*(cache or make_prompt_cache(self._model)), Rows([job.row])]],
+                all_tokens=[job.ids[:cached]],
                 logits_processors=[[job.guard] if job.guard else None],
             )
-            self._keys[uid] = job.key
+            self._jobs[uid] = job
             self._uids[job.key] = uid
-            self._prefilling[uid] = min(len(job.ids), wide * self._chunk)
-            joined.append(job.key)
+            self._prefilling[uid] = min(len(job.ids) - cached, wide * self._chunk)
+            joined[job.key] = cached
         return joined
 
     def step(self) -> list[Out]:
@@ -171,20 +187,24 @@ class Batch:
                 self._prefilling.pop(p.uid, None)
         outs = []
         for t in tokens:
-            key = self._keys[t.uid]
-            outs.append(Out(key, t.token, t.finish_reason))
-            if t.finish_reason is not None:
-                self._forget(t.uid)
-                del self._uids[key]
+            outs.append(Out(self._jobs[t.uid].key, t.token, t.finish_reason))
+            if t.finish_reason is not None and self._forget(t.uid).sound:
+                with mx.stream(self._generator.stream):
+                    self._prefixes.keep(t.all_tokens, t.prompt_cache[:-1])
         return outs
 
     def reset(self) -> list[str]:
-        """Drop every row and start a new generator; the keys of the rows. Jobs that wait go on waiting."""
+        """Drop every row and all prefixes, start a new generator; the keys of the rows.
+
+        Jobs that wait go on waiting.
+        """
         running = list(self._uids)
         self.close()
-        self._keys.clear()
+        self._jobs.clear()
         self._uids.clear()
         self._prefilling.clear()
+        # The latest entries may hang on the very step that failed.
+        self._prefixes.clear()
         mx.clear_cache()
         self._generator = self._fresh()
         return running

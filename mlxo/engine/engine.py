@@ -12,15 +12,20 @@ from mlxo.engine.batch import Batch, Guard, Job, Processor
 from mlxo.engine.detokenize import Detokenizer
 from mlxo.engine.grammar import Grammars
 from mlxo.engine.load import Loaded, backend, load
+from mlxo.engine.prefix import Prefixes
 from mlxo.engine.prompt import Prompter
 from mlxo.engine.sampling import Row, penalties
 from mlxo.engine.sequence import Sequence
 from mlxo.engine.solo import Solo, mergeable
+from mlxo.hardware.detect import total_memory
 
 # Prompt tokens of one row a step, and of all rows: a GPU reads them some hundred times faster than a CPU.
 CHUNK = {"cpu": (64, 512), "metal": (512, 2048), "cuda": (512, 4096)}
 # Bytes of freed buffers that MLX may keep. On Metal its own default is all of the memory.
 _CACHE = 2 << 30
+# Bytes of the prefix cache, where they are no more than an eighth of the memory: the weights, the rows that
+# run and all else on the machine go first.
+_PREFIXES = 2 << 30
 
 Emitted = tuple[str, Event]
 
@@ -49,11 +54,12 @@ class Engine:
         self._grammars = Grammars(loaded.tokenizer._tokenizer, vocabulary, eos, self._detokenizer)
         self._prompter = Prompter(spec, loaded.tokenizer, vocabulary, trained, self.context)
         chunk, budget = CHUNK[self._device]
+        prefixes = Prefixes(min(_PREFIXES, total_memory() // 8))
         self._steps: Batch | Solo
         if mergeable(caches):
-            self._steps = Batch(loaded.model, eos, rows, chunk, budget)
+            self._steps = Batch(loaded.model, eos, rows, chunk, budget, prefixes)
         else:
-            self._steps = Solo(loaded.model, eos, rows, chunk)
+            self._steps = Solo(loaded.model, eos, rows, chunk, prefixes)
 
     # ------------------------------------------------------------ requests
 
@@ -111,8 +117,8 @@ class Engine:
 
     def step(self) -> list[Emitted]:
         """One step of every row; all events since the last call. After a raise call `abort`."""
-        for key in self._steps.admit():
-            self._events.append((key, self._sequences[key].start()))
+        for key, cached in self._steps.admit().items():
+            self._events.append((key, self._sequences[key].start(cached)))
         if len(self._steps):
             for out in self._steps.step():
                 self._tokens += 1

@@ -115,7 +115,8 @@ class Prompter:
             kept, dropped = fit(
                 messages, lambda some: len(render(some)), num_ctx - _reserve(options, num_ctx)
             )
-            log.warning("%d messages were dropped from a chat, for a num_ctx of %d", dropped, num_ctx)
+            if dropped:
+                log.info("%d messages were dropped from a chat, for a num_ctx of %d", dropped, num_ctx)
             ids = render(kept)
         inside = reasoning.inside(text, voice.markers, task.prefill)
         splitter = Splitter(options.stop or (), voice.markers, voice.parser if task.tools else None, inside)
@@ -170,7 +171,7 @@ class Prompter:
         keep = DEFAULTS.num_keep if options.num_keep is None else options.num_keep
         assert keep is not None
         keep = size // 2 if keep < 0 else min(keep, size // 2)
-        log.warning("a prompt of %d tokens was cut to %d, for a num_ctx of %d", len(ids), size, num_ctx)
+        log.info("a prompt of %d tokens was cut to %d, for a num_ctx of %d", len(ids), size, num_ctx)
         return prompt._replace(ids=ids[:keep] + ids[len(ids) - (size - keep) :])
 
 

@@ -20,13 +20,15 @@ class Sequence:
         self._truncated = truncated
         self._answer: list[int] = []
         self._tokens = 0
+        self._cached = 0
         self._joined = 0
         self._first = 0
 
-    def start(self) -> Event:
-        """The row was admitted: from here the time of the prompt counts."""
+    def start(self, cached: int = 0) -> Event:
+        """The row was admitted: from here the time of the prompt counts. `cached` tokens of it are free."""
         self._joined = time.perf_counter_ns()
-        return Started(prompt_tokens=len(self.job.ids), truncated=self._truncated)
+        self._cached = cached
+        return Started(prompt_tokens=len(self.job.ids), cached_tokens=cached, truncated=self._truncated)
 
     def accept(self, out: Out) -> tuple[list[Event], bool]:
         """The events of one token, and whether they end the sequence (Finished is then the last)."""
@@ -59,6 +61,7 @@ class Sequence:
         return Finished(
             reason=reason,
             prompt_tokens=len(self.job.ids),
+            cached_tokens=self._cached,
             tokens=self._tokens,
             prompt_ns=first - self._joined,
             eval_ns=now - first,

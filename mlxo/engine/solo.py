@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxo.engine.batch import Job, Out
+from mlxo.engine.prefix import Prefixes
 from mlxo.engine.sampling import Rows, sample
 
 
@@ -23,13 +24,23 @@ def mergeable(caches: list[Any]) -> bool:
     return all(hasattr(c, "merge") and mergeable(list(getattr(c, "caches", ()))) for c in caches)
 
 
+class _Running(NamedTuple):
+    """`tokens` are those that `cache` holds."""
+
+    job: Job
+    tokens: list[int]
+    cache: list[Any]
+    steps: Generator[Out | None, None, None]
+
+
 class Solo:
-    def __init__(self, model: Any, eos: Collection[int], rows: int, chunk: int) -> None:
+    def __init__(self, model: Any, eos: Collection[int], rows: int, chunk: int, prefixes: Prefixes) -> None:
         self._model = model
         self._eos = frozenset(eos)
         self._rows = rows
         self._chunk = chunk
-        self._running: dict[str, Generator[Out | None, None, None]] = {}
+        self._prefixes = prefixes
+        self._running: dict[str, _Running] = {}
         self._waiting: deque[Job] = deque()
 
     def __len__(self) -> int:
@@ -43,42 +54,45 @@ class Solo:
         self._waiting.append(job)
 
     def remove(self, key: str) -> None:
-        generator = self._running.pop(key, None)
-        if generator is None:
+        running = self._running.pop(key, None)
+        if running is None:
             self._waiting = deque(j for j in self._waiting if j.key != key)
-        else:
-            generator.close()
+            return
+        running.steps.close()
+        if running.job.sound:
+            self._prefixes.keep(running.tokens, running.cache)
 
-    def admit(self) -> list[str]:
-        joined = []
+    def admit(self) -> dict[str, int]:
+        joined = {}
         while self._waiting and len(self._running) < self._rows:
             job = self._waiting.popleft()
-            self._running[job.key] = self._run(job)
-            joined.append(job.key)
+            found, cached = self._prefixes.take(job.ids)
+            cache, tokens = found or make_prompt_cache(self._model), job.ids[:cached]
+            self._running[job.key] = _Running(job, tokens, cache, self._run(job, tokens, cache))
+            joined[job.key] = cached
         return joined
 
     def step(self) -> list[Out]:
         """One token, or one chunk of its prompt, for every sequence."""
         outs = []
-        for key, generator in list(self._running.items()):
-            out = next(generator)
+        for key, running in list(self._running.items()):
+            out = next(running.steps)
             if out is None:
                 continue
             outs.append(out)
             if out.reason is not None:
-                del self._running[key]
-                generator.close()
+                self.remove(key)
         return outs
 
-    def _run(self, job: Job) -> Generator[Out | None, None, None]:
-        """None after each chunk of the prompt but the last, then the tokens."""
-        cache = make_prompt_cache(self._model)
-        done, last = 0, len(job.ids) - 1
+    def _run(self, job: Job, fed: list[int], cache: list[Any]) -> Generator[Out | None, None, None]:
+        """None after each chunk of the prompt but the last, then the tokens. `cache` holds `fed`, always."""
+        done, last = len(fed), len(job.ids) - 1
         while last - done > self._chunk:
             self._model(mx.array(job.ids[done : done + self._chunk])[None], cache=cache)
             mx.eval([c.state for c in cache])
             mx.clear_cache()
             done += self._chunk
+            fed[:] = job.ids[:done]
             yield None
         before = mx.array(job.ids[:done], dtype=mx.int32)
         guard = job.guard
@@ -97,16 +111,19 @@ class Solo:
             prompt_cache=cache,
         )
         for count, (token, _) in enumerate(tokens, 1):
+            # generate_step feeds a token before it yields it.
+            fed += [token] if count > 1 else [*job.ids[done:], token]
             reason = "stop" if token in self._eos else "length" if count == job.limit else None
             yield Out(job.key, token, reason)
 
     def reset(self) -> list[str]:
-        running = list(self._running)
-        for generator in self._running.values():
-            generator.close()
+        gone = list(self._running)
+        for running in self._running.values():
+            running.steps.close()
         self._running.clear()
+        self._prefixes.clear()
         mx.clear_cache()
-        return running
+        return gone
 
     def close(self) -> None:
         self.reset()

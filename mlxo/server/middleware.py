@@ -21,8 +21,9 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from mlxo import __version__
-from mlxo.core.errors import Busy, Cancelled, MlxoError
-from mlxo.server.dialects.ollama_lines import error as error_body
+from mlxo.core.errors import Busy, Cancelled, InvalidRequest, MlxoError
+from mlxo.server.dialects import ollama_lines
+from mlxo.server.dialects.base import ErrorShape
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ ALLOWED_HEADERS = ", ".join(
         *("x-stainless-retry-count", "x-stainless-runtime", "x-stainless-runtime-version"),
         *("x-stainless-async", "x-stainless-helper-method", "x-stainless-poll-helper"),
         *("x-stainless-custom-poll-interval", "x-stainless-timeout"),
+        *("X-Api-Key", "anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"),
     )
 )
 LOCAL_ORIGINS = (
@@ -62,6 +64,8 @@ class Stream:
     encode_error: Callable[[MlxoError], bytes]
 
 
+# How the errors of a route look, where they do not look like Ollama's.
+SHAPES = web.AppKey("shapes", dict[Handler, ErrorShape])
 REQUEST_ID = web.RequestKey("id", str)
 STREAM = web.RequestKey("stream", Stream)
 ALLOWED_ORIGIN = web.RequestKey("origin", str)
@@ -105,7 +109,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as e:
-        return _plain(e)
+        return _plain(e, _shape(request))
     except MlxoError as e:
         error = e
     except Exception as e:
@@ -118,7 +122,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             )
     stream = request.get(STREAM)
     if stream is None:
-        status, body = error_body(error)
+        status, body = _shape(request)(error)
         response = json_response(body, status)
         if isinstance(error, Busy):
             response.headers["Retry-After"] = str(error.retry_after)
@@ -135,10 +139,14 @@ async def _end_stream(stream: Stream, error: MlxoError) -> web.StreamResponse:
     return stream.response
 
 
-def _plain(e: web.HTTPException) -> web.StreamResponse:
+def _shape(request: web.Request) -> ErrorShape:
+    return request.app[SHAPES].get(request.match_info.handler, ollama_lines.error)
+
+
+def _plain(e: web.HTTPException, shape: ErrorShape) -> web.StreamResponse:
     """aiohttp's own refusals, in the words of Ollama's router where it has some."""
     if isinstance(e, web.HTTPRequestEntityTooLarge):
-        return json_response({"error": "the request body is too large"}, e.status)
+        return json_response(shape(InvalidRequest("the request body is too large"))[1], e.status)
     texts = {404: "404 page not found", 405: "405 method not allowed"}
     headers = {"Allow": e.headers["Allow"]} if "Allow" in e.headers else {}
     return web.Response(status=e.status, text=texts.get(e.status, f"{e.status} {e.reason}"), headers=headers)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from aiohttp import web
 
-from mlxo.server.handlers import generate, jobs, models
-from mlxo.server.middleware import Handler
+from mlxo.server.dialects import anthropic, ollama, ollama_lines, openai, openai_lines
+from mlxo.server.dialects.base import Dialect, ErrorShape
+from mlxo.server.handlers import catalogue, jobs, models
+from mlxo.server.handlers.generate import infer
+from mlxo.server.middleware import SHAPES, Handler
 
 
 class Route(NamedTuple):
-    """`head`: whether HEAD is answered too, as GET without its body."""
+    """`head`: whether HEAD is answered too, as GET without its body. `error`: how its errors look."""
 
     method: str
     path: str
     handler: Handler
     help: str
     head: bool = False
+    error: ErrorShape = ollama_lines.error
+
+
+def _inference(path: str, dialect: Dialect, help: str) -> Route:
+    return Route("POST", path, partial(infer, dialect=dialect), help, error=dialect.error)
 
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/", models.root, "says `Ollama is running`", head=True),
     Route("GET", "/api/version", models.version, "the version of the API, and mlxo's", head=True),
-    Route(
-        "POST", "/api/generate", generate.generate, "answer a prompt; without one, load or unload the model"
-    ),
-    Route("POST", "/api/chat", generate.chat, "answer a conversation"),
+    _inference("/api/generate", ollama.GENERATE, "answer a prompt; without one, load or unload the model"),
+    _inference("/api/chat", ollama.CHAT, "answer a conversation"),
     Route("GET", "/api/tags", models.tags, "the models on disk", head=True),
     Route("GET", "/api/ps", models.ps, "the models in memory"),
     Route("POST", "/api/show", models.show, "what a model is made of"),
@@ -36,12 +43,26 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/api/delete", models.delete, "remove a model"),
     Route("HEAD", "/api/blobs/{digest}", models.has_blob, "whether a file is there"),
     Route("POST", "/api/blobs/{digest}", models.put_blob, "upload a file for a create"),
+    _inference("/v1/chat/completions", openai.CHAT, "OpenAI: answer a conversation"),
+    _inference(
+        "/v1/completions", openai.COMPLETION, "OpenAI: go on with a text as it is, without a template"
+    ),
+    Route(
+        "GET",
+        "/v1/models",
+        catalogue.models,
+        "OpenAI: the models on disk, with what they can do",
+        error=openai_lines.error,
+    ),
+    Route("GET", "/v1/models/{name:.+}", catalogue.model, "OpenAI: one of them", error=openai_lines.error),
+    _inference("/v1/messages", anthropic.MESSAGES, "Anthropic: answer a conversation"),
     Route("POST", "/api/verify", jobs.verify, "check every file against its digest"),
     Route("POST", "/api/gc", models.collect_garbage, "delete what no model refers to"),
 )
 
 
 def add(app: web.Application) -> None:
+    app[SHAPES] = {route.handler: route.error for route in ROUTES}
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
         if route.head:

@@ -13,6 +13,7 @@ from mlx_lm.models.cache import CacheList, ConcatenateKVCache, KVCache, make_pro
 
 from mlxo.core.options import Options
 from mlxo.engine.batch import Batch, Guard
+from mlxo.engine.prefix import Prefixes
 from mlxo.engine.solo import Solo, mergeable
 from tests.engine import families
 from tests.engine.drive import GREEDY, drain, job, turn
@@ -28,9 +29,10 @@ def prompts(seed: int, count: int, longest: int = 40) -> list[list[int]]:
 
 
 def steps(model: Any, rows: int, eos: Sequence[int] = (families.EOS,)) -> Batch | Solo:
+    """A back end of the model's kind, without a prefix cache."""
     if mergeable(make_prompt_cache(model)):
-        return Batch(model, eos, rows, CHUNK, 4 * CHUNK)
-    return Solo(model, eos, rows, CHUNK)
+        return Batch(model, eos, rows, CHUNK, 4 * CHUNK, Prefixes(0))
+    return Solo(model, eos, rows, CHUNK, Prefixes(0))
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +118,11 @@ def test_a_cancel_frees_the_row_at_once(llama: Any) -> None:
     turn(together)
     assert (len(together), together.waiting) == (1, 1)
     together.remove("long")  # in its prefill
-    assert together.admit() == ["short"]
+    assert list(together.admit()) == ["short"]
     assert [o.key for _ in range(3) for o in turn(together)][-1] == "short"
     together.add(job("again", long, 50))
     together.remove("short")  # while it writes
-    assert together.admit() == ["again"]
+    assert list(together.admit()) == ["again"]
     together.add(job("never", short, 3))
     together.remove("never")  # while it waits
     together.remove("again")
@@ -146,14 +148,14 @@ def test_prompt_budget_and_order(llama: Any) -> None:
     together = steps(llama, 20)
     for i in range(20):
         together.add(job(str(i), [5] * (CHUNK if i == 2 else 2), 9))
-    assert together.admit() == [str(i) for i in range(8)]
+    assert list(together.admit()) == [str(i) for i in range(8)]
     together = steps(llama, 20)
     together.add(job("writer", [3, 4], 50))
     while not turn(together):
         pass
     for i in range(6):
         together.add(job(str(i), [5] * CHUNK, 9))
-    assert together.admit() == ["0", "1", "2", "3"]
+    assert list(together.admit()) == ["0", "1", "2", "3"]
 
 
 def test_a_failing_processor_takes_nobody_with_it(llama: Any) -> None:
@@ -196,9 +198,9 @@ def test_processors_see_prompt_and_answer(llama: Any, module: str) -> None:
 
     ids = prompts(5, 1)[0] * 2
     one = (
-        Batch(llama, [families.EOS], 1, CHUNK, CHUNK)
+        Batch(llama, [families.EOS], 1, CHUNK, CHUNK, Prefixes(0))
         if module == "batch"
-        else Solo(llama, [families.EOS], 1, CHUNK)
+        else Solo(llama, [families.EOS], 1, CHUNK, Prefixes(0))
     )
     (tokens,) = drain(one, job("a", ids, 5, guard=Guard([watch]))).values()
     assert seen[: len(tokens)] == [ids + tokens[:n] for n in range(len(tokens))]

@@ -110,8 +110,13 @@ def test_an_interrupt_of_the_terminal_is_not_for_the_runner(loaded: Child) -> No
     assert text([*loaded.answer("still")]) == PARIS
 
 
-def test_the_log_holds_no_noise(loaded: Child) -> None:
-    assert loaded.log.read_text() == ""
+def test_the_log_holds_our_own_lines_alone(loaded: Child) -> None:
+    """No warning of a library; but that a prompt was cut is said."""
+    loaded.send(ask("cut", "word " * 400, num_ctx=64, num_predict=1))
+    loaded.until(lambda f: isinstance(f, wire.Emit) and isinstance(f.event, Finished))
+    lines = loaded.log.read_text().splitlines()
+    assert all(" runner I mlxo." in line for line in lines), lines
+    assert any("was cut to" in line for line in lines)
 
 
 def test_open_files_stay_as_allowed(loaded: Child) -> None:

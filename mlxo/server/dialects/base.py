@@ -5,11 +5,13 @@ Pure: no HTTP server, no scheduler, no disk. The handlers know dialects by these
 
 from __future__ import annotations
 
+import random
+import string
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mlxo.core.errors import MlxoError
 from mlxo.core.types import Event, Request
@@ -23,10 +25,14 @@ class Need(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """`request.options` is what the client sent; the handler lays it over the model's and the defaults."""
+    """`request.options` is what the client sent; the handler lays it over the model's and the defaults.
+
+    `wishes` are for the answer alone, in the dialect's own words: "usage", "echo".
+    """
 
     request: Request
     needs: tuple[Need, ...] = ()
+    wishes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,21 @@ class Answer(Protocol):
         """The last bytes of a stream that failed midway."""
 
 
+ErrorShape = Callable[[MlxoError], tuple[int, dict[str, Any]]]
+"""(HTTP status, JSON body) of an error."""
+
+
 class Dialect(NamedTuple):
-    """One inference route: `parse(body, request id)` and the maker of its answers."""
+    """One inference route: `parse(body, request id)`, the maker of its answers, the shape of its errors."""
 
     parse: Callable[[bytes, str], Parsed]
-    answer: Callable[[Request], Answer]
+    answer: Callable[[Parsed], Answer]
+    error: ErrorShape
+
+
+_ALPHABET = string.ascii_lowercase + string.digits
+
+
+def new_id(prefix: str) -> str:
+    """What an answer or a tool call is called; nobody has to guess or to keep it."""
+    return prefix + "".join(random.choices(_ALPHABET, k=8))

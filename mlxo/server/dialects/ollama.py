@@ -5,19 +5,18 @@ Source of fields and texts: https://github.com/ollama/ollama/blob/main/docs/api.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 
 from mlxo.core import duration
-from mlxo.core.errors import InvalidName, InvalidRequest, ModelNotFound
-from mlxo.core.names import ModelName
+from mlxo.core.errors import InvalidRequest, ModelNotFound
 from mlxo.core.options import Options, from_json
-from mlxo.core.types import Chat, Complete, Function, Message, Request, Task, Think, ToolCall, Touch
+from mlxo.core.types import Chat, Complete, Function, Message, Request, Task, ToolCall, Touch
 from mlxo.server.dialects.base import Dialect, Need, Parsed
 from mlxo.server.dialects.body import check_depth, decode
-from mlxo.server.dialects.ollama_lines import OllamaAnswer
+from mlxo.server.dialects.fields import answer_format, model_needs, thinking
+from mlxo.server.dialects.ollama_lines import OllamaAnswer, error
 
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
@@ -78,7 +77,7 @@ def parse_generate(body: bytes, id_: str) -> Parsed:
     model = (sent.model or "").strip()
     if not model:
         raise ModelNotFound(f"model '{model}' not found")
-    think = _think(sent.think)
+    think = thinking(sent.think)
     task: Task
     needs = [Need("completion", f'"{model}" does not support generate')]
     if not sent.prompt:
@@ -97,7 +96,7 @@ def parse_generate(body: bytes, id_: str) -> Parsed:
             context=tuple(sent.context or ()),
         )
     if sent.prompt:
-        needs += _needs(model, think, images=bool(sent.images), suffix=bool(sent.suffix))
+        needs += model_needs(model, think, images=bool(sent.images), suffix=bool(sent.suffix))
     return Parsed(_request(sent, id_, model, task, sent.template or None), tuple(needs))
 
 
@@ -107,7 +106,7 @@ def parse_chat(body: bytes, id_: str) -> Parsed:
     model = (sent.model or "").strip()
     if not model:
         raise InvalidRequest("model is required")
-    think = _think(sent.think)
+    think = thinking(sent.think)
     if not sent.messages:
         return Parsed(_request(sent, id_, model, Touch()))
     messages = tuple(message(m) for m in sent.messages)
@@ -124,7 +123,7 @@ def parse_chat(body: bytes, id_: str) -> Parsed:
     images = any(m.images for m in messages)
     needs = (
         Need("completion", f'"{model}" does not support chat'),
-        *_needs(model, think, images=images, tools=bool(tools)),
+        *model_needs(model, think, images=images, tools=bool(tools)),
     )
     return Parsed(_request(sent, id_, model, task), needs)
 
@@ -171,50 +170,10 @@ def _request(sent: _Common, id_: str, model: str, task: Task, template: str | No
         options=options(sent.options),
         stream=sent.stream is not False,
         keep_alive=duration.keep_alive(sent.keep_alive),
-        format=_format(sent.format),
+        format=answer_format(sent.format),
         template=template,
     )
 
 
-def _needs(
-    model: str, think: Think | None, *, images: bool = False, tools: bool = False, suffix: bool = False
-) -> list[Need]:
-    needs = []
-    if think:
-        needs.append(Need("thinking", f'"{model}" does not support thinking'))
-    for wanted, capability in ((tools, "tools"), (suffix, "insert"), (images, "vision")):
-        if wanted:
-            needs.append(Need(capability, f"{_full_name(model)} does not support {capability}"))
-    return needs
-
-
-def _full_name(model: str) -> str:
-    try:
-        return ModelName.parse(model).full
-    except InvalidName:
-        return model  # resolving it will say what is wrong with it
-
-
-def _think(value: object) -> Think | None:
-    if value is None or isinstance(value, bool) or value in ("low", "medium", "high", "max"):
-        return value
-    shown = msgspec.json.encode(value).decode()[:80]
-    raise InvalidRequest(
-        f'invalid think value: {shown} (must be "high", "medium", "low", "max", true, or false)'
-    )
-
-
-def _format(value: object) -> str | dict[str, Any] | None:
-    if value is None or value == "":
-        return None
-    if value == "json":
-        return "json"
-    if isinstance(value, dict):
-        check_depth(value, "format")
-        return value
-    shown = msgspec.json.encode(value).decode()[:80]
-    raise InvalidRequest(f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
-
-
-GENERATE = Dialect(parse_generate, partial(OllamaAnswer, "generate"))
-CHAT = Dialect(parse_chat, partial(OllamaAnswer, "chat"))
+GENERATE = Dialect(parse_generate, lambda parsed: OllamaAnswer("generate", parsed.request), error)
+CHAT = Dialect(parse_chat, lambda parsed: OllamaAnswer("chat", parsed.request), error)

@@ -6,8 +6,6 @@ one line a delta, and a last line with `done`.
 
 from __future__ import annotations
 
-import random
-import string
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -16,10 +14,9 @@ import msgspec
 
 from mlxo.core.errors import MlxoError
 from mlxo.core.types import Call, Complete, Event, Finished, Request, TextDelta, ThinkDelta, ToolCall
-from mlxo.server.dialects.base import Clock
+from mlxo.server.dialects.base import Clock, new_id
 
 _encode = msgspec.json.Encoder().encode
-_ALPHABET = string.ascii_lowercase + string.digits
 
 
 class FunctionOut(msgspec.Struct):
@@ -61,16 +58,12 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
     cached_tokens: int = 0
 
 
-def error(exc: MlxoError) -> tuple[int, dict[str, str]]:
+def error(exc: MlxoError) -> tuple[int, dict[str, Any]]:
     """(HTTP status, body) of an error. Ollama's clients read `error`; our command line shows `hint` too."""
     body = {"error": exc.message}
     if exc.hint:
         body["hint"] = exc.hint
     return exc.status, body
-
-
-def new_call_id() -> str:
-    return "call_" + "".join(random.choices(_ALPHABET, k=8))
 
 
 class OllamaAnswer:
@@ -83,13 +76,13 @@ class OllamaAnswer:
         route: Literal["generate", "chat"],
         request: Request,
         clock: Clock | None = None,
-        call_id: Callable[[], str] = new_call_id,
+        make_id: Callable[[str], str] = new_id,
     ) -> None:
         self._chat = route == "chat"
         self._context = not self._chat and not isinstance(request.task, Complete)  # raw answers have none
         self._clock = clock or Clock()
         self._model = request.model
-        self._call_id = call_id
+        self._make_id = make_id
         self._started = self._clock.monotonic()
         self._load_ns = 0
 
@@ -155,4 +148,4 @@ class OllamaAnswer:
 
     def _call(self, call: ToolCall) -> CallOut:
         function = FunctionOut(call.function.index, call.function.name, call.function.arguments)
-        return CallOut(call.id or self._call_id(), function)
+        return CallOut(call.id or self._make_id("call_"), function)

@@ -11,24 +11,15 @@ from mlxo.core.errors import InvalidRequest, ModelNotFound
 from mlxo.core.options import DEFAULTS
 from mlxo.core.types import Chat, Event, Finished, ModelSpec, Request, Touch
 from mlxo.server import keys
-from mlxo.server.dialects import ollama
 from mlxo.server.dialects.base import Answer, Dialect, Parsed
 from mlxo.server.middleware import REQUEST_ID, json_response, start_stream
 from mlxo.server.runner_proxy import EventStream
 
 
-async def generate(http: web.Request) -> web.StreamResponse:
-    return await infer(http, ollama.GENERATE)
-
-
-async def chat(http: web.Request) -> web.StreamResponse:
-    return await infer(http, ollama.CHAT)
-
-
 async def infer(http: web.Request, dialect: Dialect) -> web.StreamResponse:
     """Parse, resolve, lease, submit, answer. Leaving early, by error or by client, cancels in the runner."""
     parsed = dialect.parse(await http.read(), http[REQUEST_ID])
-    answer = dialect.answer(parsed.request)
+    answer = dialect.answer(parsed)
     spec = await resolve(http, parsed.request.model)
     request = complete(parsed, spec)
     scheduler = http.app[keys.SCHEDULER]
