@@ -91,6 +91,7 @@ class Answer:
 
     def show(self, lines: Iterable[Json]) -> None:
         """Print the answer to its end. A spinner turns until the first of it."""
+        stopped = False
         try:
             with Spinner() as spinner:
                 for line in lines:
@@ -106,8 +107,14 @@ class Answer:
                         self._say(text)
                     if line.get("done"):
                         self.final = line
+        except KeyboardInterrupt:
+            stopped = True
+            raise
         finally:
-            self._close()
+            if stopped:
+                self._stop()
+            else:
+                self._close()
 
     def _think(self, text: str) -> None:
         if not self._inside:
@@ -135,6 +142,13 @@ class Answer:
         if self._terminal and self.text:
             self._write("\n" if self._ends_line else "\n\n")
         elif not self._ends_line:
+            self._write("\n")
+
+    def _stop(self) -> None:
+        """Ctrl-C: say nothing more. The line on a terminal is the caller's to end."""
+        if self._inside and self._grey:
+            self._write(PLAIN)
+        elif not self._terminal and not self._ends_line:
             self._write("\n")
 
     def _put(self, text: str) -> None:

@@ -99,7 +99,7 @@ class Client:
             while raw := _line(response):
                 last = _decoded(raw)
                 if "error" in last:
-                    raise MlxoError(str(last["error"]), last.get("hint"))
+                    raise MlxoError(str(last["error"]), _hint(last))
                 yield last
             if not (last.get("done") or last.get("status") == "success"):
                 raise MlxoError("the server ended its answer early", "see: mlxo daemon logs")
@@ -249,11 +249,15 @@ def _line(response: http.client.HTTPResponse) -> bytes:
     return b""
 
 
+def _hint(answer: Json) -> str | None:
+    return str(answer["hint"]) if answer.get("hint") else None
+
+
 def _error(status: int, body: bytes) -> MlxoError:
     cls = _BY_STATUS.get(status, MlxoError)
     try:
         answer = json.loads(body)
-        return cls(str(answer["error"]), answer.get("hint"))
+        return cls(str(answer["error"]), _hint(answer))
     except (ValueError, RecursionError, KeyError, TypeError):
         text = body[:200].decode("utf-8", "replace").strip()
         return cls(f"the server answered with status {status}" + (f": {text}" if text else ""))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from mlxo.cli.listing import list_table
+from mlxo.cli.listing import list_table, matching
+from mlxo.cli.output import clean, tell
 from mlxo.cli.session import THINK_LEVELS, Session, parse_think
 from mlxo.cli.show import blocks
 from mlxo.core.errors import InvalidRequest, MlxoError, NotFound
+from mlxo.core.names import ModelName
 from mlxo.core.options import KINDS, from_text
 
 HELP = """\
@@ -76,37 +78,53 @@ ABSENT = {
 
 def run(session: Session, line: str) -> bool:
     """Run one command line. False when the conversation is over."""
-    name, _, rest = line.partition(" ")
+    name, rest = _split(line)
     if name in ("/bye", "/exit"):
         return False
     command = COMMANDS.get(name)
     if command is None:
-        print(f"Unknown command '{name}'. Type /? for help")
+        _unknown(name)
     else:
-        command(session, rest.strip())
+        command(session, rest)
     return True
 
 
+def _split(text: str) -> tuple[str, str]:
+    """The first word and the rest; either may be empty."""
+    word, *rest = text.split(None, 1) or ("",)
+    return word, "".join(rest).strip()
+
+
+def _unknown(command: str) -> None:
+    tell(f"Unknown command '{clean(command)}'. Type /? for help")
+
+
 def _help(_: Session, rest: str) -> None:
-    pages = {"set": SET_HELP, "show": SHOW_HELP, "shortcut": SHORTCUTS, "shortcuts": SHORTCUTS}
-    print(pages.get(rest.removeprefix("/"), HELP), file=sys.stderr)
+    pages = {"": HELP, "set": SET_HELP, "show": SHOW_HELP, "shortcut": SHORTCUTS, "shortcuts": SHORTCUTS}
+    page = pages.get(rest.removeprefix("/"))
+    if page is None:
+        tell(f"Unknown topic '{clean(rest)}'. There are set, show and shortcuts")
+    else:
+        tell(page, sys.stderr)
 
 
-def _list(session: Session, _: str) -> None:
-    sys.stdout.write(list_table(session.client().get("/api/tags").get("models") or []))
+def _list(session: Session, prefix: str) -> None:
+    rows = session.client().get("/api/tags").get("models") or []
+    sys.stdout.write(list_table(matching(rows, prefix)))
 
 
 def _clear(session: Session, _: str) -> None:
     session.clear()
-    print("Cleared session context")
+    tell("Cleared session context")
 
 
 def _load(session: Session, rest: str) -> None:
-    if not rest or " " in rest:
-        print("Usage:\n  /load <modelname>")
+    if not rest:
+        tell("Usage:\n  /load <modelname>")
         return
+    ModelName.parse(rest)  # raises InvalidName
     before = (session.model, session.shown, session.messages)
-    print(f"Loading model '{rest}'")
+    tell(f"Loading model '{rest}'")
     try:
         session.model, session.messages = rest, []
         session.show()
@@ -115,13 +133,18 @@ def _load(session: Session, rest: str) -> None:
         session.model, session.shown, session.messages = before
         if not isinstance(e, NotFound):
             raise
-        print(f"Couldn't find model '{rest}'")
+        tell(f"Couldn't find model '{rest}'")
+        return
+    if session.think and not session.capable("thinking"):
+        session.think = None
+        tell(f"Model '{rest}' cannot think, so thinking is off.")
 
 
 def _save(session: Session, rest: str) -> None:
-    if not rest or " " in rest:
-        print("Usage:\n  /save <modelname>")
+    if not rest:
+        tell("Usage:\n  /save <modelname>")
         return
+    ModelName.parse(rest)  # raises InvalidName
     said = [m for m in session.messages if m["role"] != "system"]
     body = {
         "model": rest,
@@ -134,82 +157,82 @@ def _save(session: Session, rest: str) -> None:
     session.client().post(
         "/api/create", {k: v for k, v in body.items() if v not in ("", {}, [])}, timeout=None
     )
-    print(f"Created new model '{rest}'")
+    tell(f"Created new model '{rest}'")
 
 
 # ---------------------------------------------------------------- /set
 
 
 def _set(session: Session, rest: str) -> None:
-    what, _, value = rest.partition(" ")
+    what, value = _split(rest)
     setter = SETTERS.get(what)
     if not what:
-        print(SET_HELP, file=sys.stderr)
+        tell(SET_HELP, sys.stderr)
     elif setter is None:
-        print(f"Unknown command '/set {what}'. Type /? for help")
+        _unknown(f"/set {what}")
     else:
-        setter(session, value.strip())
+        setter(session, value)
 
 
 def _set_parameter(session: Session, rest: str) -> None:
-    name, *values = rest.split()
+    name, *values = rest.split() or ("",)
     if not values:
-        print("Usage:\n  /set parameter <name> <value>\n\nParameters: " + ", ".join(sorted(KINDS)))
+        tell("Usage:\n  /set parameter <name> <value>\n\nParameters: " + ", ".join(sorted(KINDS)))
         return
     try:
         parsed = [from_text(name, v) for v in (values if name == "stop" else [" ".join(values)])]
     except InvalidRequest as e:
-        print(f'Couldn\'t set parameter: "{e.message}"')
+        tell(f'Couldn\'t set parameter: "{clean(e.message)}"')
         return
     session.options[name] = parsed if name == "stop" else parsed[0]
-    print(f"Set parameter '{name}' to '{', '.join(values)}'")
+    tell(f"Set parameter '{name}' to '{clean(', '.join(values))}'")
 
 
 def _set_system(session: Session, text: str) -> None:
     if not text:
-        print("Usage:\n  /set system <string>")
+        tell("Usage:\n  /set system <string>")
         return
     quote = next(
         (q for q in ('"""', '"') if text.startswith(q) and text.endswith(q) and len(text) > len(q)), ""
     )
     session.set_system(text.removeprefix(quote).removesuffix(quote))
-    print("Set system message.")
+    tell("Set system message.")
 
 
 def _set_format(session: Session, value: str) -> None:
     if value != "json":
-        print("Invalid or missing format. For 'json' mode use '/set format json'")
+        tell("Invalid or missing format. For 'json' mode use '/set format json'")
         return
     session.format = "json"
-    print("Set format to 'json' mode.")
+    tell("Set format to 'json' mode.")
 
 
 def _set_noformat(session: Session, _: str) -> None:
     session.format = None
-    print("Disabled format.")
+    tell("Disabled format.")
 
 
 def _set_think(session: Session, level: str) -> None:
     if level and level not in (*THINK_LEVELS, "true", "false"):
-        print(f"Invalid think level '{level}'. It is one of {', '.join(THINK_LEVELS)}")
+        tell(f"Invalid think level '{clean(level)}'. It is one of {', '.join(THINK_LEVELS)}")
         return
-    session.think = parse_think(level) if level else True
-    print(f"Set 'think' mode to '{level}'." if level else "Set 'think' mode.")
-    if session.think and not session.capable("thinking"):
-        print(f'warning: model "{session.model}" does not support thinking output', file=sys.stderr)
+    wanted = parse_think(level) if level else True
+    if wanted and not session.capable("thinking"):
+        tell(f"Model '{session.model}' cannot think, so nothing was set.")
+        return
+    session.think = wanted
+    tell(f"Set 'think' mode to '{level}'." if level else "Set 'think' mode.")
 
 
 def _set_nothink(session: Session, _: str) -> None:
     session.think = False
-    print("Set 'nothink' mode.")
-    if not session.capable("thinking"):
-        print(f'warning: model "{session.model}" does not support thinking output', file=sys.stderr)
+    tell("Set 'nothink' mode.")
 
 
 def _switch(mode: str, attribute: str, value: bool) -> Callable[[Session, str], None]:
     def switch(session: Session, _: str) -> None:
         setattr(session, attribute, value)
-        print(f"Set '{mode}' mode.")
+        tell(f"Set '{mode}' mode.")
 
     return switch
 
@@ -228,24 +251,24 @@ def _show(session: Session, rest: str) -> None:
         text = "\n".join(text) if isinstance(text, list) else text
         print(f"{text}\n" if text else f"{ABSENT[rest]}\n")
     elif rest:
-        print(f"Unknown command '/show {rest}'. Type /? for help")
+        _unknown(f"/show {rest}")
     else:
-        print(SHOW_HELP, file=sys.stderr)
+        tell(SHOW_HELP, sys.stderr)
 
 
 def _show_parameters(session: Session) -> None:
     model = session.show().get("parameters")
     if model:
-        print("Model defined parameters:")
-        print("".join(f"  {line}\n" for line in str(model).splitlines()))
+        tell("Model defined parameters:")
+        tell("".join(f"  {line}\n" for line in str(model).splitlines()))
     if session.options:
-        print("User defined parameters:")
+        tell("User defined parameters:")
         for name, value in session.options.items():
             for one in value if isinstance(value, list) else [value]:
-                print(f"  {name:<30} {one}")
-        print()
+                tell(f"  {name:<30} {one}")
+        tell("")
     if not model and not session.options:
-        print(ABSENT["parameters"] + "\n")
+        tell(ABSENT["parameters"] + "\n")
 
 
 COMMANDS: dict[str, Callable[[Session, str], None]] = {

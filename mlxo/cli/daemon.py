@@ -56,7 +56,7 @@ def start(settings: Settings, client: Client) -> None:
         words = _tail(paths.daemon_log, TAIL_LINES, before)
         raise ServerUnreachable(
             f"the server ended while it started ({explain_exit(code)})",
-            "\n".join([*(f"  {line}" for line in words), f"its log: {paths.daemon_log}"]),
+            "\n".join([f"see its log, {paths.daemon_log}", *(f"  {line}" for line in words)]),
         )
 
 
@@ -188,7 +188,7 @@ def _loaded(state: State) -> list[str] | None:
 
 @daemon.command()
 def stop() -> None:
-    """Stop the server; models leave the memory and requests under way are cut off."""
+    """Stop the server. Models leave the memory, and requests under way are cut off."""
     print("stopped" if _stop(Paths(core_settings.load().home)) else "the server is not running")
 
 

@@ -12,11 +12,15 @@ from mlxo.cli.connect import connect
 def list_models(prefix: str = "", as_json: bool = False) -> None:
     """The models on disk whose name begins with `prefix`, in any case."""
     rows = connect().get("/api/tags").get("models") or []
-    rows = [r for r in rows if str(r.get("name")).lower().startswith(prefix.lower())]
+    rows = matching(rows, prefix)
     if as_json:
         output.print_json(rows)
     else:
         sys.stdout.write(list_table(rows))
+
+
+def matching(rows: list[Json], prefix: str) -> list[Json]:
+    return [r for r in rows if str(r.get("name")).lower().startswith(prefix.lower())]
 
 
 def list_table(rows: list[Json]) -> str:
@@ -30,9 +34,9 @@ def list_table(rows: list[Json]) -> str:
 
 
 def ps(prefix: str = "", as_json: bool = False) -> None:
-    """The models in memory whose name begins with `prefix`."""
+    """The models in memory whose name begins with `prefix`, in any case."""
     rows = connect().get("/api/ps").get("models") or []
-    rows = [r for r in rows if str(r.get("name")).startswith(prefix)]
+    rows = matching(rows, prefix)
     if as_json:
         output.print_json(rows)
     else:

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from mlxo import __version__
+from mlxo.cli import output
 from mlxo.core.errors import InvalidRequest, MlxoError
 
 INTERRUPTED = 130
@@ -30,8 +31,10 @@ def dispatch(verb: str, argv: list[str]) -> int:
     except MlxoError as e:
         return _fail(e.message, e.hint)
     except KeyboardInterrupt:
-        if sys.stderr.isatty():
-            sys.stderr.write("\n")
+        for stream in (sys.stderr, sys.stdout):
+            if stream.isatty():
+                print(file=stream)  # the prompt does not follow `^C` on its line
+                break
         return INTERRUPTED
     except BrokenPipeError:
         # Python flushes standard output once more at exit; give it somewhere to go.
@@ -67,6 +70,8 @@ def _run(verb: str, argv: list[str]) -> int:
         print(f"mlxo version is {__version__}")
         return 0
     if verb not in verbs:
+        if verb == "push":
+            raise InvalidRequest("mlxo cannot push models yet")
         raise InvalidRequest(f'unknown command "{verb}" for "mlxo"', _nearest(verb, verbs))
     bare = _BARE.get(verb) if len(argv) == 1 else None
     module, _, name = (bare or verbs[verb][0]).partition(":")
@@ -81,8 +86,11 @@ def _click(command: Any, verb: str, args: list[str]) -> int:
     import click
 
     try:
-        with command.make_context(f"mlxo {verb}", args) as context:
+        with command.make_context(f"mlxo {verb}", args, help_option_names=["-h", "--help"]) as context:
             return int(command.invoke(context) or 0)
+    except click.exceptions.NoArgsIsHelpError as e:  # `mlxo daemon` alone; the help is its message
+        print(e.format_message())
+        return 0
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.Abort:
@@ -105,6 +113,8 @@ def _overview(verbs: dict[str, tuple[str, str]]) -> str:
 def _nearest(verb: str, verbs: dict[str, tuple[str, str]]) -> str:
     import difflib
 
+    if verb == "version":
+        return "did you mean: mlxo --version"
     found = difflib.get_close_matches(verb, [v for v in verbs if not v.startswith("_")], 1)
     return f"did you mean: mlxo {found[0]}" if found else "see: mlxo --help"
 
@@ -112,9 +122,9 @@ def _nearest(verb: str, verbs: dict[str, tuple[str, str]]) -> str:
 def _fail(message: str, hint: str | None = None) -> int:
     try:
         sys.stdout.flush()  # what came before the error stands before it
-        print(f"Error: {message}", file=sys.stderr)
+        print(f"Error: {output.clean(message)}", file=sys.stderr)
         if hint:
-            print(hint, file=sys.stderr)
+            print(output.hint(hint), file=sys.stderr)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 1

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import click
 
-from mlxo.cli import listing
+from mlxo.cli import listing, output
 from mlxo.cli.client import Client
 from mlxo.cli.connect import connect
 from mlxo.core.errors import InvalidRequest, MlxoError, NotFound
@@ -33,14 +33,17 @@ def ps(prefix: str, as_json: bool) -> None:
 @click.argument("model")
 def pull(model: str) -> None:
     """Fetch MODEL: a name of the gallery, or a Hugging Face repository such as org/repo."""
-    pull_model(connect(), model)
+    pull_model(connect(), model, success=True)
 
 
-def pull_model(client: Client, model: str) -> None:
-    """Pull with progress on standard error. What was fetched stays when the client leaves half-way."""
+def pull_model(client: Client, model: str, success: bool = False) -> None:
+    """Pull with progress on standard error. What was fetched stays when the client leaves half-way.
+
+    With `success` the last line says so.
+    """
     from mlxo.cli.progress import Progress
 
-    with closing(client.stream("/api/pull", {"model": model})) as lines, Progress() as progress:
+    with closing(client.stream("/api/pull", {"model": model})) as lines, Progress(success) as progress:
         for line in lines:
             progress.update(line)
 
@@ -69,7 +72,7 @@ def rm(models: tuple[str, ...]) -> int:
             failed += 1
             print(f"Error: {e.message}", file=sys.stderr)
     if failed:
-        print("what is there: mlxo list", file=sys.stderr)
+        print(output.hint("see what is there: mlxo list"), file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -80,7 +83,7 @@ def stop(model: str) -> None:
     try:
         unload(connect(), model)
     except NotFound:
-        raise MlxoError(f'couldn\'t find model "{model}" to stop', "what is loaded: mlxo ps") from None
+        raise MlxoError(f'couldn\'t find model "{model}" to stop', "see what is loaded: mlxo ps") from None
 
 
 def unload(client: Client, model: str) -> None:

@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TextIO
 
 GAP = "    "
 # Everything of C0 and C1 but tab and newline: a model, a hub or a file name must not drive the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_COMMAND = re.compile(r"mlxo [a-z]+(?: \S+)?")
 
 
 def clean(text: str) -> str:
     """`text` without control characters, for a terminal."""
     return _CONTROL.sub("", text)
+
+
+def hint(text: str) -> str:
+    """The line below an error. A hint that is only a command gets a word in front."""
+    return f"Hint: {'try ' if _COMMAND.fullmatch(text) else ''}{clean(text)}"
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Print a text for people; on a terminal lines that are too long are broken between words."""
+    stream = stream or sys.stdout
+    if stream.isatty():
+        import shutil
+
+        columns = max(shutil.get_terminal_size().columns - 1, 20)
+        text = "\n".join(_fold(line, columns) for line in text.split("\n"))
+    print(text, file=stream)
+
+
+def _fold(line: str, columns: int) -> str:
+    if len(line) <= columns:
+        return line
+    import textwrap
+
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(
+        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

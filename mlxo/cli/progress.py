@@ -1,4 +1,4 @@
-"""Progress on standard error: bars on a terminal, otherwise one plain line a change of status."""
+"""Progress on standard error: bars on a terminal, otherwise each status once, as a plain line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, Self
 from mlxo.cli.output import clean, size
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{12})[0-9a-f]{52}")
+# What a model is put together from is the server's business, file by file.
+_LAYERS = ("using existing layer", "creating new layer")
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 FRAME_SECONDS = 0.1
 
@@ -58,9 +60,11 @@ class Spinner:
 class Progress:
     """Takes the server's lines {"status", "digest"?, "total"?, "completed"?} one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, success: bool = False) -> None:
+        """`success` is whether the last line, which says only that, is shown."""
         self._bars = _Bars() if sys.stderr.isatty() else None
-        self._last = ""
+        self._hidden = _LAYERS if success else (*_LAYERS, "success")
+        self._printed: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -72,15 +76,15 @@ class Progress:
             self._bars.stop(ok=kind is None)
 
     def update(self, line: Mapping[str, Any]) -> None:
-        status = clean(str(line.get("status", "")))
+        status = _DIGEST.sub(r"\1", clean(str(line.get("status", ""))))
+        if status.startswith(self._hidden):
+            return
         if self._bars:
             total = line.get("total")
-            self._bars.show(
-                _DIGEST.sub(r"\1", status), int(total) if total else None, int(line.get("completed") or 0)
-            )
-        elif status and status != self._last:
+            self._bars.show(status, int(total) if total else None, int(line.get("completed") or 0))
+        elif status and status not in self._printed:
+            self._printed.add(status)
             print(status, file=sys.stderr, flush=True)
-        self._last = status
 
 
 class _Bars:

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import Completer, WordCompleter
-from prompt_toolkit.filters import is_done
+from prompt_toolkit.filters import is_done, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.input import Input
+from prompt_toolkit.input.typeahead import clear_typeahead, get_typeahead, store_typeahead
+from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
+from prompt_toolkit.keys import Keys
 
 from mlxo.cli import commands
-from mlxo.cli.output import clean
+from mlxo.cli.output import clean, hint, tell
 from mlxo.cli.session import Session
 from mlxo.core.errors import MlxoError
 from mlxo.core.paths import Paths
@@ -35,11 +38,13 @@ class Recorded(FileHistory):
         self._session = session
 
     def store_string(self, string: str) -> None:
-        if self._session.record:
+        if not self._session.record:
+            return
+        with contextlib.suppress(OSError):  # a disk that is full or not ours must not end the conversation
             # Prompts are nobody else's to read. The home may be new: the server can be another machine's.
             os.makedirs(os.path.dirname(self.filename), exist_ok=True)
             os.close(os.open(self.filename, os.O_CREAT | os.O_APPEND, 0o600))
-            super().store_string(string)
+            super().store_string(_text(string))
 
 
 def converse(session: Session) -> None:
@@ -72,12 +77,13 @@ def _loop(session: Session) -> None:
         multiline=True,  # Enter sends all the same, see _keys
         key_bindings=_keys(),
         prompt_continuation="... ",
-        placeholder=FormattedText([("ansibrightblack", "Send a message (/? for help)")]),
+        placeholder=_placeholder,
         completer=_completer(),
         complete_while_typing=False,
         tempfile_suffix=".txt",
     )
     _echo(session)
+    _hold(prompt.input)
     while True:
         try:
             text = prompt.prompt(">>> ")
@@ -95,12 +101,46 @@ def _loop(session: Session) -> None:
         except OSError as e:
             _complain(e.strerror or str(e))
         except KeyboardInterrupt:
-            print()
+            print("\n" if session.last and session.last.text + session.last.thinking else "")
+            _drop(prompt.input)
+        if not text.lstrip().startswith("/"):
+            _hold(prompt.input)
+
+
+def _placeholder() -> FormattedText:
+    """Neither left behind when the prompt is done, nor in the way of what Ctrl-R finds."""
+    shown = "" if is_done() or is_searching() else "Send a message (/? for help)"
+    return FormattedText([("ansibrightblack", shown)])
+
+
+def _drop(keyboard: Input) -> None:
+    """Ctrl-C takes back what was typed ahead too."""
+    termios.tcflush(sys.stdin, termios.TCIFLUSH)
+    clear_typeahead(keyboard)
+
+
+def _hold(keyboard: Input) -> None:
+    """Make one message of the lines typed during an answer; several wait for an Enter of their own."""
+    keys = get_typeahead(keyboard)
+    while more := keyboard.read_keys():
+        keys += more
+    keys += keyboard.flush_keys()
+    enters = [at for at, key in enumerate(keys) if key.key == Keys.ControlM]
+    if enters and enters != [len(keys) - 1]:
+        if enters[-1] == len(keys) - 1:
+            keys.pop()
+        keys = [KeyPress(Keys.ControlJ) if key.key == Keys.ControlM else key for key in keys]
+    store_typeahead(keyboard, keys)
+
+
+def _text(typed: str) -> str:
+    """Bytes that were no UTF-8 come from the terminal as lone surrogates, which no file and no JSON takes."""
+    return typed.encode("utf-8", "replace").decode()
 
 
 def _turn(session: Session, text: str) -> bool:
     """False when the conversation is over."""
-    text = text.strip()
+    text = _text(text).strip()
     if text.startswith("/"):
         return commands.run(session, text)
     message = unquote(text)
@@ -122,10 +162,10 @@ def unclosed(text: str) -> bool:
     return opened is not None and not text[opened.end() :].rstrip().endswith(QUOTE)
 
 
-def _complain(message: str, hint: str | None = None) -> None:
-    print(f"Error: {clean(message)}", file=sys.stderr)
-    if hint:
-        print(clean(hint), file=sys.stderr)
+def _complain(message: str, advice: str | None = None) -> None:
+    tell(f"Error: {clean(message)}", sys.stderr)
+    if advice:
+        tell(hint(advice), sys.stderr)
     print(file=sys.stderr)
 
 

@@ -77,7 +77,8 @@ class Session:
 
     def answer(self, path: str, body: Json) -> None:
         """Send and print. What came before an error or Ctrl-C stays on the screen, and in `last`."""
-        self.last = answer = Answer(wrap=self.wrap, hide_thinking=self.hide_thinking)
+        wrap = self.wrap and self.format is None  # a newline inside a string would spoil the JSON
+        self.last = answer = Answer(wrap=wrap, hide_thinking=self.hide_thinking)
         with closing(self.client().stream(path, body)) as lines:
             answer.show(lines)
         if self.verbose:

@@ -45,7 +45,7 @@ def prompt(i: int, words: int) -> str:
 def _body(target: Target, text: str, tokens: int) -> tuple[str, dict[str, Any]]:
     messages = [{"role": "user", "content": text}]
     if target.dialect == "ollama":
-        options = {"temperature": 0, "num_predict": tokens, "stop": []}
+        options = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": tokens, "stop": []}
         return "/api/chat", {"model": target.model, "messages": messages, "options": options}
     return "/v1/chat/completions", {
         "model": target.model,

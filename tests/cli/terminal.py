@@ -62,7 +62,10 @@ class Terminal:
         return before
 
     def type(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
+        self.bytes(keys.encode())
+
+    def bytes(self, keys: bytes) -> None:
+        os.write(self._master, keys)
 
     def enter(self, line: str) -> None:
         self.type(line + "\r")

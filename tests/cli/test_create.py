@@ -75,7 +75,7 @@ def test_a_file_is_hashed_and_sent_once(mlxo: Mlxo, maker: FakeDaemon, folder: P
     ]
     assert maker.blobs == {digest(weights): weights}
     assert created(maker) == {"model": "tiny", "files": {"w.gguf": digest(weights)}}
-    assert done.err.startswith(f"gathering model components\ncopying file {digest(weights)}\n")
+    assert done.err.startswith("gathering model components\ncopying files\n")
 
     maker.seen.clear()
     assert mlxo("create").code == 0
@@ -140,19 +140,19 @@ def test_standard_input_as_the_modelfile(mlxo: Mlxo, maker: FakeDaemon) -> None:
     assert created(maker) == {"model": "m", "from": "base", "quantize": "4 64"}
 
 
-def test_an_adapter_file_is_sent(mlxo: Mlxo, maker: FakeDaemon, folder: Path) -> None:
-    (folder / "lora.safetensors").write_bytes(b"lora")
-    (folder / "Modelfile").write_text("FROM base\nADAPTER ./lora.safetensors\n")
-    assert mlxo("create").code == 0
-    assert created(maker)["adapters"] == {"lora.safetensors": digest(b"lora")}
-
-
 @pytest.mark.parametrize(
     ("text", "arguments", "sentence"),
     [
         (None, (), "Error: there is no Modelfile at Modelfile"),
-        ("FROM ./gone.gguf\n", (), "Error: there is no file or folder "),
-        ("FROM base\nADAPTER gone\n", (), "Error: there is no adapter at gone"),
+        ("FROM ./gone.gguf\n", (), "Error: (line 1): there is no file or folder "),
+        ("FROM base\nADAPTER gone\n", (), "Error: (line 2): adapters are not supported yet"),
+        ("FROM notes.txt\n", (), "Error: (line 1): {folder}/notes.txt is no GGUF file"),
+        ("FROM a\nFROM b\n", (), "Error: (line 2): FROM names two models, a and b"),
+        ("FROM a\nFROM ./w.gguf\n", (), "Error: (line 2): FROM names a model, a, and files"),
+        ("FROM a\nDRAFT ./gone\n", (), "Error: (line 2): there is no file or folder {folder}/gone"),
+        ("FROM a\nDRAFT ./w.gguf\n", (), "Error: (line 2): DRAFT ./w.gguf is a file or a folder"),
+        ("FROM Bad Name\n", (), "Error: (line 1): invalid model name: Bad Name"),
+        ("FROM a\nTEMPLATE {{ .Prompt }}\n", (), "Error: (line 2): Go templates are not supported yet"),
         ("FROM base\nWHAT x\n", (), "Error: (line 2): command must be one of"),
         ("FROM base\nPARAMETER seed x\n", (), "Error: (line 2): invalid int value [x]"),
         ("FROM base\n", ("../../x",), "Error: invalid model name: ../../x"),
@@ -164,15 +164,21 @@ def test_what_cannot_be_made_is_said_before_anything_is_sent(
 ) -> None:
     if text is not None:
         (folder / "Modelfile").write_text(text)
+    (folder / "notes.txt").write_text("root:x:0:0")
+    (folder / "w.gguf").write_bytes(b"GGUF")
     done = mlxo("create", *arguments)
     assert done.code == 1
-    assert done.err.startswith(sentence)
+    assert done.err.startswith(sentence.replace("{folder}", str(folder)))
     assert maker.seen == []
+    if text is not None and not arguments:
+        assert mlxo("modelfile", "lint", "Modelfile") == done
+    if "(line" in sentence and not any(word in sentence for word in ("command", "invalid int")):
+        assert mlxo("modelfile", "lint", "Modelfile", "--json").code == 0
 
 
 def test_a_modelfile_from_standard_input_needs_a_name(mlxo: Mlxo, maker: FakeDaemon) -> None:
     done = mlxo("create", "-f", "-", stdin=b"FROM base\n")
-    assert done.err == "Error: the model has no name\ntype: mlxo create NAME -f -\n"
+    assert done.err == "Error: the model has no name\nHint: type: mlxo create NAME -f -\n"
 
 
 def test_the_servers_refusal_of_a_blob_is_shown(mlxo: Mlxo, maker: FakeDaemon, folder: Path) -> None:
@@ -181,14 +187,3 @@ def test_the_servers_refusal_of_a_blob_is_shown(mlxo: Mlxo, maker: FakeDaemon, f
     maker.refuse_blobs = Reply(status=507, body={"error": "the disk is full"})
     done = mlxo("create")
     assert (done.code, done.err.splitlines()[-1]) == (1, "Error: the disk is full")
-
-
-def test_a_draft_that_is_a_file_is_refused_before_anything_is_sent(
-    mlxo: Mlxo, maker: FakeDaemon, folder: Path
-) -> None:
-    (folder / "draft.gguf").write_bytes(b"GGUF")
-    (folder / "Modelfile").write_text("FROM base:1b\nDRAFT ./draft.gguf\n")
-    done = mlxo("create", "mine")
-    assert done.code == 1
-    assert "create it as a model first" in done.err
-    assert maker.seen == []

@@ -106,8 +106,8 @@ def test_a_daemon_that_dies_at_its_start_is_quoted(address: str, home: Path) -> 
     lines = err.splitlines()
     assert (code, out) == (1, "")
     assert lines[0] == "Error: the server ended while it started (exit code 1)"
-    assert lines[1].startswith(f"  Error: another program holds {address}")
-    assert lines[-1] == f"its log: {home}/logs/daemon.log"
+    assert lines[2].startswith(f"  Error: another program holds {address}")
+    assert lines[1] == f"Hint: see its log, {home}/logs/daemon.log"
     assert not (home / "daemon.json").exists()
 
 

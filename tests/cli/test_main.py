@@ -31,7 +31,10 @@ def test_version(mlxo: Mlxo) -> None:
 
 def test_an_unknown_verb_is_answered_with_the_nearest(mlxo: Mlxo) -> None:
     done = mlxo("pul", "m")
-    assert (done.code, done.err) == (1, 'Error: unknown command "pul" for "mlxo"\ndid you mean: mlxo pull\n')
+    assert (done.code, done.err) == (
+        1,
+        'Error: unknown command "pul" for "mlxo"\nHint: did you mean: mlxo pull\n',
+    )
 
 
 @pytest.mark.parametrize("verb", [v for v in mlxo_verbs() if not v.startswith("_") and v != "serve"])
@@ -45,9 +48,33 @@ def test_every_verb_has_help_and_asks_no_server(mlxo: Mlxo, home: Path, verb: st
 
 def test_a_usage_error_is_a_sentence_and_where_the_help_is(mlxo: Mlxo) -> None:
     done = mlxo("run")
-    assert (done.code, done.err) == (1, "Error: Missing argument 'MODEL'\nsee: mlxo run --help\n")
+    assert (done.code, done.err) == (1, "Error: Missing argument 'MODEL'\nHint: see: mlxo run --help\n")
     done = mlxo("daemon", "dance")
-    assert (done.code, done.err) == (1, "Error: No such command 'dance'\nsee: mlxo daemon --help\n")
+    assert (done.code, done.err) == (1, "Error: No such command 'dance'\nHint: see: mlxo daemon --help\n")
+
+
+@pytest.mark.parametrize("verb", [v for v in mlxo_verbs() if not v.startswith("_")])
+def test_h_is_help(mlxo: Mlxo, home: Path, verb: str) -> None:
+    assert mlxo(verb, "-h") == mlxo(verb, "--help")
+    if verb in ("daemon", "modelfile"):
+        assert mlxo(verb, "-h") == mlxo(verb)
+        assert b"..." not in mlxo(verb).out.replace(b"...]", b"").replace(b"[ARGS]...", b"")
+        assert mlxo(verb, "-h").code == 0
+    if verb == "daemon":
+        assert mlxo("daemon", "stop", "-h").out.startswith(b"Usage: mlxo daemon stop")
+
+
+@pytest.mark.parametrize(
+    ("verb", "sentence"),
+    [
+        ("version", "Hint: did you mean: mlxo --version\n"),
+        ("push", "Error: mlxo cannot push models yet\n"),
+    ],
+)
+def test_verbs_of_ollama_that_are_something_else_here(mlxo: Mlxo, verb: str, sentence: str) -> None:
+    done = mlxo(verb, "m")
+    assert done.code == 1
+    assert sentence in done.err
 
 
 def test_an_error_nobody_expected_is_one_sentence_and_a_log(mlxo: Mlxo, fake: FakeDaemon, home: Path) -> None:
@@ -56,7 +83,7 @@ def test_an_error_nobody_expected_is_one_sentence_and_a_log(mlxo: Mlxo, fake: Fa
     log = home / "logs" / "cli.log"
     assert done.code == 1
     assert done.err == (
-        f"Error: mlxo met an error it did not expect: KeyError: 'digest'\nthe details are in {log}\n"
+        f"Error: mlxo met an error it did not expect: KeyError: 'digest'\nHint: the details are in {log}\n"
     )
     assert "Traceback" in log.read_text()
 

@@ -92,7 +92,7 @@ def test_rm_goes_on_past_a_model_that_is_not_there(mlxo: Mlxo, fake: FakeDaemon)
     assert (done.code, done.out, done.err) == (
         1,
         b"deleted 'b'\n",
-        "Error: model 'x' not found\nwhat is there: mlxo list\n",
+        "Error: model 'x' not found\nHint: see what is there: mlxo list\n",
     )
 
 
@@ -121,7 +121,7 @@ def test_an_error_in_the_stream_is_the_sentence(mlxo: Mlxo, fake: FakeDaemon) ->
     done = mlxo("pull", "m")
     assert done.code == 1
     assert done.err == (
-        "pulling manifest\nError: pull model manifest: file does not exist\nis the name right?\n"
+        "pulling manifest\nError: pull model manifest: file does not exist\nHint: is the name right?\n"
     )
 
 
@@ -134,7 +134,7 @@ def test_a_stream_without_its_last_line_is_an_error(mlxo: Mlxo, fake: FakeDaemon
 
 def test_error_and_hint_of_the_server_are_both_shown(mlxo: Mlxo, fake: FakeDaemon) -> None:
     fake.on("/api/tags", Reply(status=507, body={"error": "the disk is full", "hint": "free 2 GB"}))
-    assert mlxo("list").err == "Error: the disk is full\nfree 2 GB\n"
+    assert mlxo("list").err == "Error: the disk is full\nHint: free 2 GB\n"
 
 
 def test_an_error_that_is_no_json_is_still_a_sentence(mlxo: Mlxo, fake: FakeDaemon) -> None:
@@ -178,7 +178,7 @@ def test_a_real_ollama_on_the_port_is_named(mlxo: Mlxo, fake: FakeDaemon) -> Non
     assert done.code == 1
     assert done.err == (
         f"Error: Ollama 0.12.3 holds {fake.address}, where mlxo's server should be\n"
-        f"stop it, or give mlxo another address: MLXO_HOST=127.0.0.1:{fake.port + 1}\n"
+        f"Hint: stop it, or give mlxo another address: MLXO_HOST=127.0.0.1:{fake.port + 1}\n"
     )
 
 

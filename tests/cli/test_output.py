@@ -125,6 +125,18 @@ def test_processor(total: int, gpu: int, text: str) -> None:
     assert output.processor(total, gpu) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("mlxo pull x", "Hint: try mlxo pull x"),
+        ("mlxo verify says more", "Hint: mlxo verify says more"),
+        ("see: mlxo --help", "Hint: see: mlxo --help"),
+    ],
+)
+def test_a_hint_reads_as_a_sentence(text: str, line: str) -> None:
+    assert output.hint(text) == line
+
+
 @given(st.text())
 def test_clean_text_has_no_escape(text: str) -> None:
     shown = output.clean(text)

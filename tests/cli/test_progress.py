@@ -4,6 +4,7 @@ from typing import Any
 
 from mlxo.cli.progress import _amount
 from mlxo.core.process import command
+from tests.cli.conftest import Mlxo
 from tests.cli.terminal import Terminal
 from tests.fakes.daemon import FakeDaemon, Reply
 
@@ -35,6 +36,20 @@ def test_a_terminal_gets_bars_and_its_cursor_back(fake: FakeDaemon) -> None:
     assert any(row.startswith("pulling 4f659a1e86d7 ") and row.endswith(" 100% 2 KB") for row in rows)
     assert b"\x1b]0" not in terminal.raw
     assert terminal.raw.rindex(b"\x1b[?25h") > terminal.raw.rindex(b"\x1b[?25l")
+
+
+def test_without_a_terminal_each_status_is_one_short_line(mlxo: Mlxo, fake: FakeDaemon) -> None:
+    statuses = (
+        "pulling a",
+        "pulling b",
+        "pulling a",
+        f"using existing layer {DIGEST}",
+        f"creating new layer {DIGEST}",
+        f"checking {DIGEST}",
+        "success",
+    )
+    fake.on("/api/pull", Reply(lines=[{"status": s} for s in statuses]))
+    assert mlxo("pull", "m").err == "pulling a\npulling b\nchecking 4f659a1e86d7\nsuccess\n"
 
 
 def test_an_error_stands_below_the_bars(fake: FakeDaemon) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -111,13 +109,13 @@ def test_ctrl_c_keeps_the_partial_answer(repl: Start, fake: FakeDaemon) -> None:
 
 def test_ctrl_c_on_an_empty_line_says_how_to_leave(repl: Start) -> None:
     terminal = repl()
+    terminal.expect("for help)")
     terminal.type("\x03")
-    terminal.expect("Use Ctrl + d or /bye to exit.")
+    left = terminal.expect("Use Ctrl + d or /bye to exit.")
+    assert ">>> " + " " * len("Send a message (/? for help)") in left, "the placeholder was not erased"
     terminal.expect(">>> ")
     terminal.type("half a line\x03")
     assert "Use Ctrl" not in terminal.expect(">>> ")
-    terminal.enter("/bye")
-    assert terminal.end() == 0
 
 
 def test_an_error_does_not_end_the_conversation(repl: Start, fake: FakeDaemon) -> None:
@@ -132,7 +130,7 @@ def test_an_error_does_not_end_the_conversation(repl: Start, fake: FakeDaemon) -
     terminal.enter("hi")
     terminal.expect("Hello.")
     terminal.enter("lost")
-    terminal.expect("Error: the runner died\nsay it again")
+    terminal.expect("Error: the runner died\nHint: say it again")
     terminal.enter("cut off")
     terminal.expect("half\n")
     terminal.expect("Error: killed by signal 9")
@@ -160,7 +158,55 @@ def test_what_is_typed_during_an_answer_is_the_next_message(repl: Start, fake: F
     assert messages(fake)[-1] == said("user", "two")
 
 
+def test_several_lines_typed_during_an_answer_wait_as_one_message(repl: Start, fake: FakeDaemon) -> None:
+    asked, go = threading.Event(), threading.Event()
+    fake.on("/api/chat", Reply(lines=turns("First."), asked=asked, go=go), Reply(lines=turns("Second.")))
+    terminal = repl()
+    terminal.enter("one")
+    assert asked.wait(PATIENCE)
+    terminal.enter("two\rthree\rfour")
+    go.set()
+    terminal.expect("First.")
+    terminal.expect("four")
+    assert len(fake.calls("/api/chat")) == 1
+    terminal.type("\r")
+    terminal.expect("Second.")
+    assert messages(fake)[-1] == said("user", "two\nthree\nfour")
+
+
+def test_ctrl_c_during_an_answer_drops_what_was_typed_ahead(repl: Start, fake: FakeDaemon) -> None:
+    asked, left = threading.Event(), threading.Event()
+    fake.on(
+        "/api/chat", Reply(lines=turns("half ")[:-1], asked=asked, hold=left), Reply(lines=turns("Next."))
+    )
+    terminal = repl()
+    terminal.type("one\rtwo\rthree\r")  # at once: the prompt reads the rest ahead
+    assert asked.wait(PATIENCE)
+    terminal.expect("half")
+    terminal.type("four\r\x03")
+    assert left.wait(PATIENCE)
+    terminal.expect(">>> ")
+    terminal.enter("five")
+    terminal.expect("Next.")
+    assert [m["content"] for m in messages(fake) if m["role"] == "user"] == ["one", "five"]
+
+
+def test_bytes_that_are_no_text_do_not_end_the_conversation(repl: Start, fake: FakeDaemon) -> None:
+    fake.on("/api/chat", Reply(lines=turns("ok.")))
+    terminal = repl()
+    terminal.bytes(b"a\xffb\r")
+    terminal.expect("ok.")
+    assert messages(fake) == [said("user", "a?b")]
+
+
+def test_info_is_broken_between_words(repl: Start) -> None:
+    terminal = repl(COLUMNS="40")
+    terminal.enter("/set parameter seed")
+    terminal.expect("Parameters: draft_num_predict,\nfrequency_penalty")
+
+
 def test_set_changes_what_is_sent(repl: Start, fake: FakeDaemon) -> None:
+    fake.on("/api/show", Reply(body={**SHOWN, "capabilities": ["completion", "thinking"]}))
     fake.on("/api/chat", Reply(lines=turns("ok.", total_duration=1_000_000_000)))
     terminal = repl()
     for line, answer in (
@@ -304,11 +350,17 @@ def test_thinking_goes_back_to_the_model_and_escapes_do_not_reach_the_terminal(
     assert messages(fake)[1] == {"role": "assistant", "content": "a\x1b]52;c;cm0=\x07b", "thinking": "hm"}
 
 
-def test_lines_are_broken_between_words(repl: Start, fake: FakeDaemon) -> None:
+def test_lines_are_broken_between_words_but_json_is_not(repl: Start, fake: FakeDaemon) -> None:
     fake.on("/api/chat", Reply(lines=turns(*["lorem "] * 20)))
     terminal = repl(COLUMNS="40")
     terminal.enter("hi")
     terminal.expect("lorem lorem lorem lorem lorem lorem\nlorem lorem")
+    terminal.enter("/set format json")
+    terminal.expect("mode.")
+    terminal.enter("hi")
+    terminal.expect("lorem " * 20)
+    terminal.enter("/set noformat")
+    terminal.expect("Disabled format.")
     terminal.enter("/set nowordwrap")
     terminal.expect("Set 'nowordwrap' mode.")
     terminal.enter("hi")
@@ -345,12 +397,3 @@ def test_no_history_is_written_when_the_setting_says_so(repl: Start, fake: FakeD
     terminal.enter("/bye")
     assert terminal.end() == 0
     assert not (home / "history").exists()
-
-
-def test_an_answer_on_a_terminal_without_a_conversation(fake: FakeDaemon) -> None:
-    fake.on("/api/show", Reply(body=SHOWN))
-    lines: list[dict[str, Any]] = [json.loads('{"response": "Par"}'), {"response": "is.", "done": True}]
-    fake.on("/api/generate", Reply(lines=lines))
-    with Terminal(command("run", "m", "capital?"), {}) as terminal:
-        assert terminal.end() == 0
-    assert terminal.text.endswith("Paris.\n\n")

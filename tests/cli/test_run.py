@@ -9,6 +9,7 @@ import pytest
 
 from mlxo.core.process import command
 from tests.cli.conftest import Mlxo
+from tests.cli.terminal import Terminal
 from tests.fakes.daemon import PATIENCE, FakeDaemon, Reply, tokens
 
 SHOWN = Reply(body={"capabilities": ["completion"], "model_info": {}, "details": {}})
@@ -127,7 +128,7 @@ def test_a_missing_model_is_pulled_first(mlxo: Mlxo, model: FakeDaemon) -> None:
     model.on("/api/show", Reply(status=404, body={"error": "model 'm' not found"}), SHOWN)
     model.on("/api/pull", Reply(lines=[{"status": "pulling manifest"}, {"status": "success"}]))
     done = mlxo("run", "m", "x")
-    assert (done.code, done.out, done.err) == (0, b"Paris.\n", "pulling manifest\nsuccess\n")
+    assert (done.code, done.out, done.err) == (0, b"Paris.\n", "pulling manifest\n")
     assert [s.path for s in model.seen] == ["/api/show", "/api/pull", "/api/show", "/api/generate"]
 
 
@@ -144,7 +145,7 @@ def test_what_came_before_an_error_stays(mlxo: Mlxo, fake: FakeDaemon, lines: li
     fake.on("/api/generate", Reply(lines=[*tokens("half an an")[:-1], *lines], cut=not lines))
     done = mlxo("run", "m", "x")
     assert (done.code, done.out) == (1, b"half an an\n")
-    wanted = "the runner died\ntry again\n" if lines else "the server ended its answer early\n"
+    wanted = "the runner died\nHint: try again\n" if lines else "the server ended its answer early\n"
     assert done.err.startswith(f"Error: {wanted}")
 
 
@@ -164,8 +165,28 @@ def test_ctrl_c_cancels_and_exits_with_130(fake: FakeDaemon) -> None:
     assert left.wait(PATIENCE), "the request was not cancelled"
 
 
+def test_ctrl_c_on_a_terminal_ends_the_line_and_says_no_more(fake: FakeDaemon) -> None:
+    left = threading.Event()
+    fake.on("/api/show", SHOWN)
+    fake.on("/api/generate", Reply(lines=tokens("one ", "two")[:-1], hold=left))
+    with Terminal(command("run", "m", "x"), {}) as terminal:
+        terminal.expect("one ")
+        terminal.type("\x03")
+        assert terminal.end() == 130
+    assert terminal.text.endswith("one ^C\n")
+    assert left.wait(PATIENCE)
+
+
 def test_an_empty_prompt_in_a_pipe_loads_and_prints_nothing(mlxo: Mlxo, fake: FakeDaemon) -> None:
     fake.on("/api/show", SHOWN)
     fake.on("/api/generate", Reply(body={"response": "", "done": True, "done_reason": "load"}))
     done = mlxo("run", "m")
     assert (done.code, done.out, done.err) == (0, b"", "")
+
+
+def test_an_answer_on_a_terminal_without_a_conversation(fake: FakeDaemon) -> None:
+    fake.on("/api/show", SHOWN)
+    fake.on("/api/generate", Reply(lines=tokens("Par", "is.")))
+    with Terminal(command("run", "m", "capital?"), {}) as terminal:
+        assert terminal.end() == 0
+    assert terminal.text.endswith("Paris.\n\n")
