@@ -115,6 +115,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception as e:
         if request.transport is None or request.transport.is_closing():
             error = Cancelled("the client left")
+        elif isinstance(e, web.RequestPayloadError):
+            error = InvalidRequest("the request body is not encoded as its headers say")
         else:
             log.exception("%s %s %s failed", request[REQUEST_ID], request.method, request.raw_path[:200])
             error = MlxoError(

@@ -75,6 +75,7 @@ def describe(files: Mapping[str, Path]) -> Facts:
     tensors = tuple(t for name, path in sorted(shards.items()) for t in read_header(path, name))
     text = config.get("text_config")
     merged = {**config, **text} if isinstance(text, dict) else config
+    _check_layers(merged, len(tensors))
     template = own_template(files)
     return Facts(
         family=family,
@@ -175,6 +176,14 @@ def _check_index(files: Mapping[str, Path], shards: Mapping[str, Path]) -> None:
     missing = sorted(wanted - set(shards))
     if missing and "model.safetensors" not in shards:
         raise Corrupt(f"the weights are not complete: {missing[0][:80]} is missing", "fetch the model again")
+
+
+def _check_layers(config: Mapping[str, Any], weights: int) -> None:
+    """A loader builds every layer that is claimed before it misses the first weight: memory without end."""
+    for key in ("num_hidden_layers", "num_layers", "n_layers", "n_layer"):
+        layers = config.get(key)
+        if isinstance(layers, int) and layers > weights:
+            raise Corrupt(f"config.json claims {layers} layers, and there are only {weights} weights")
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -23,8 +23,8 @@ NEED_TOOLS = {
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
 }
 FOREIGN = {"fireworks-ai-llama-3-firefunction-v2"}
-# The conversation with a call fails in transformers too: they append to a list, or print a generator.
-NO_CALLS = FOREIGN | {"Kimi-K2-Instruct", "Kimi-K2-Thinking", "llama-cpp-deepseek-r1", "google-gemma-2-2b-it"}
+# The conversation with a call fails in transformers too: they append to a list, or know no tool role.
+NO_CALLS = FOREIGN | {"Kimi-K2-Instruct", "Kimi-K2-Thinking", "google-gemma-2-2b-it"}
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 CALL = ToolCall(id="abcdefghi", function=Function(name="get_weather", arguments={"city": "Zürich"}))
 # Some templates write out the description of every parameter.

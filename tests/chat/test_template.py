@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from mlxo.chat import sandbox
+from mlxo.chat import budget
 from mlxo.chat.template import Template, capabilities
 from mlxo.core.errors import InvalidRequest
 from mlxo.core.types import Function, Message, ToolCall
@@ -129,7 +130,11 @@ def test_a_template_that_does_not_parse(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["1 / 0", "{}['a']['b']", "[][3].x", "'a' + 1", "none.x.y", "messages | sum"]
+    "expression",
+    [
+        *("1 / 0", "{}['a']['b']", "[][3].x", "'a' + 1", "none.x.y", "messages | sum"),
+        *("cycler()", "'x' | truncate(-5)"),
+    ],
 )
 def test_failures_inside_are_the_request_s(expression: str) -> None:
     with pytest.raises(InvalidRequest, match="the chat template"):
@@ -177,6 +182,46 @@ BOMBS = [
     "{% macro f(s) %}{{ s }}{{ s }}{% endmacro %}" + "{{ " + "f(" * 40 + "'xx'" + ")" * 40 + " }}",
     "{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ ('{:99' ~ '9999999999d}').format(1) }}",
+    "{{ ('{:999}' * 9000).format(*range(9000)) }}",
+    "{{ '{x:99999999d}'.format_map({'x': 1}) }}",
+    "{{ 'x'.encode() * 10**11 }}",
+    "{{ '%99999999999d'.encode() % 1 }}",
+    "{{ range(99999) | join('x' * 999999) }}",
+    "{{ {'a': 1, 'b': 2} | join('x' * 31999999) }}",
+    "{{ ('x' * 999999).translate({120: 'y' * 999999}) }}",
+    "{{ [[[0] * 999]] | tojson(indent=31999999) }}",
+    "{{ ([range(99999)] * 99999) | map('list') | list }}",
+    "{{ ([[1]] * 500000) | sum(start=[]) }}",
+    "{{ 1.5 | round(31999999, 'ceil') }}",
+    "{{ ('v' * 999999) | int(base=32) }}",
+    "{{ lipsum(n=16000, min=16000, max=16001) }}",
+    "{% set s = 'x' * 31999999 %}{{ " + "~".join("s" * 99) + " }}",
+    *(
+        "{% set s = 'x' * 31999999 %}" + before + "{% for i in range(999) %}{{ s }}{% endfor %}" + after
+        for before, after in (
+            ("{% set x %}", "{% endset %}"),
+            ("{% filter upper %}", "{% endfilter %}"),
+            ("{% macro f() %}", "{% endmacro %}{{ f() }}"),
+        )
+    ),
+    "{% set x %}{% for i in range(99999) %}" + "y" * 99999 + "{% endfor %}{% endset %}",
+    # Few bytes that are a terabyte once they are written.
+    *(
+        "{% set ns = namespace(s=['xx']) %}{% for i in range(60) %}" + step + "{% endfor %}{{ ns.s }}"
+        for step in (
+            "{% set ns.s = [ns.s, ns.s] %}",
+            "{% set ns.s = (ns.s, ns.s) %}",
+            "{% set ns.s = {'a': ns.s, 'b': ns.s} %}",
+            "{% set ns.s = dict(a=ns.s, b=ns.s) %}",
+            "{% set ns.s = [ns.s] + [ns.s] %}",
+            "{% set ns.s = [ns.s] * 2 %}",
+        )
+    ),
+    "{% with a = ['x'] * 99 %}"
+    + "".join("{% with a = [a, a, a, a, a, a, a, a] %}" for _ in range(9))
+    + "{{ a }}"
+    + "{% endwith %}" * 10,
 ]
 ENDLESS = [
     "".join("{% for " + v + " in range(99999) %}" for v in "abcdef") + "{% endfor %}" * 6,
@@ -194,14 +239,44 @@ def test_hostile_templates_are_stopped(source: str) -> None:
 
 @pytest.mark.parametrize("source", ENDLESS)
 def test_endless_templates_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(budget, "MAX_SECONDS", 0.2)
     with pytest.raises(InvalidRequest, match=r"more than 0\.2 seconds|recursion"):
         render(source, user("x" * 1000))
 
 
+def test_nothing_runs_while_a_template_compiles() -> None:
+    """The daemon compiles a TEMPLATE at create, outside the limits of a render."""
+    folded = "{{ [" + ", ".join(f"'x' | center({3_000_000 + i})" for i in range(20)) + "] }}"
+    tracemalloc.start()
+    try:
+        Template(folded, {})
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_namespaces_may_hold_each_other_and_say_nothing() -> None:
+    source = "{% set a = namespace(x='y') %}{% set a.b = namespace(c=a) %}{{ a.b.c.x }}{{ [a] }}{{ a.b }}"
+    assert render(source) == "y[<namespace>]<namespace>"
+
+
+def test_a_long_conversation_through_macros_is_no_bomb() -> None:
+    source = (
+        "{% macro say(messages, text, other) %}{{ messages | length }}{{ text }}{{ other }}{% endmacro %}"
+        "{% for m in messages %}{{ say(messages, m.content, m.content) }}{% endfor %}"
+    )
+    text = "x" * 100_000
+    assert render(source, *[user(text)] * 20) == f"20{text}{text}" * 20
+
+
+def test_filters_that_yield_give_lists() -> None:
+    source = "{% set n = messages | map(attribute='role') %}{{ n }}{{ n | length }}{{ n | tojson }}"
+    assert render(source) == "['user']1[\"user\"]"
+
+
 def test_a_source_without_end_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="longer than 1 MB"):
-        Template("x" * 1_000_001, {})
+    with pytest.raises(InvalidRequest, match="longer than 250000 characters"):
+        Template("x" * 250_001, {})
 
 
 def test_capabilities_are_read_from_the_text() -> None:

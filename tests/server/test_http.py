@@ -77,6 +77,21 @@ async def test_a_body_over_the_limit_is_refused(api: Api) -> None:
     assert (status, value) == (413, {"error": "the request body is too large"})
 
 
+async def test_a_body_that_is_not_what_its_headers_say(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    for path in ("/api/generate", "/v1/chat/completions"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n"
+        )
+        writer.write(head.encode() + b"{}")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 400 "), answer
+        assert b"not encoded as its headers say" in answer
+        writer.close()
+        await writer.wait_closed()
+    assert [r for r in caplog.records if r.name.startswith("mlxo") and r.exc_info] == []
+
+
 async def test_headers_that_do_not_matter(api: Api) -> None:
     body = msgspec.json.encode({"model": "tiny", "prompt": "say x", "stream": False})
     headers = {"Content-Type": "text/plain", "Authorization": "Bearer whatever"}
@@ -368,6 +383,21 @@ class TestCreate:
         assert value["messages"] == [{"role": "user", "content": "q"}]
         assert "temperature" in value["parameters"]
         assert "KEEP_ALIVE" in value["modelfile"]
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"x.gguf": b"GGUF\x03\0"},
+            {"model.safetensors": b"\xff" * 9, "config.json": b'{"model_type": "qwen3"}'},
+            {"model.safetensors": b"", "config.json": b"{"},
+        ],
+    )
+    async def test_a_broken_upload_is_the_client_s_mistake(self, api: Api, content: dict[str, bytes]) -> None:
+        files = {name: f"sha256:{hashlib.sha256(data).hexdigest()}" for name, data in content.items()}
+        for name, data in content.items():
+            await api.call("POST", f"/api/blobs/{files[name]}", data)
+        status, value = await api.post("/api/create", {"model": "m", "files": files, "stream": False})
+        assert status == 400, value
 
     async def test_not_streaming_is_the_last_line_alone(self, api: Api) -> None:
         status, value = await api.post("/api/create", {"model": "b", "from": "tiny", "stream": False})

@@ -187,6 +187,8 @@ def test_no_bytes_make_the_reader_fall_over(tmp_path_factory: pytest.TempPathFac
         (b'{"model_type": "../../x"}', "does not name its model_type"),
         (b"\xff\xff", "config.json is not valid JSON"),
         (b"[" * 100_000, "config.json is not valid JSON"),
+        (b'{"model_type": "x", "num_hidden_layers": 2147483648}', "claims 2147483648 layers"),
+        (b'{"model_type": "x", "text_config": {"n_layer": 1152921504606846976}}', "only . weights"),
         (None, "there is no config.json"),
     ],
 )

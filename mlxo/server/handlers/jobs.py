@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from mlxo.core import duration
-from mlxo.core.errors import InvalidRequest, MlxoError
+from mlxo.core.errors import Corrupt, InvalidRequest, MlxoError
 from mlxo.core.names import ModelName
 from mlxo.modelfile import parse_quantize
 from mlxo.server import keys
@@ -58,7 +58,12 @@ async def create(http: web.Request) -> web.StreamResponse:
     registry = http.app[keys.REGISTRY]
 
     def work(report: Report, cancelled: threading.Event) -> None:
-        creation.create(registry, name.full, wanted, report, cancelled)
+        try:
+            creation.create(registry, name.full, wanted, report, cancelled)
+        except Corrupt as e:
+            if not wanted.files:
+                raise
+            raise InvalidRequest(e.message, e.hint) from e  # the client's upload is broken, not our store
 
     return await run_job(http, ("create", name.key, body), str(name.key), work, stream=sent.stream)
 
