@@ -1,8 +1,9 @@
 """Model names: `[scheme://][host/][namespace/]model[:tag]`, the grammar of Ollama's registry names.
 
-Lengths: host 1 to 350 characters, the other parts 1 to 80. A part starts with a letter, a digit or `_`;
-after that a host may hold `A-Z a-z 0-9 _ . : -`, a namespace `A-Z a-z 0-9 _ -`, a model and a tag
-`A-Z a-z 0-9 _ . -`. So no part can leave its directory: names become paths in the registry.
+Lengths: host 1 to 255 characters (350 with Ollama, but names become paths, and no file system takes more),
+the other parts 1 to 80. A part starts with a letter, a digit or `_`; after that a host may hold
+`A-Z a-z 0-9 _ . : -`, a namespace `A-Z a-z 0-9 _ -`, a model and a tag `A-Z a-z 0-9 _ . -`. So no part can
+leave its directory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ DEFAULT_TAG = "latest"
 HUB_HOSTS = ("hf.co", "huggingface.co")
 
 # A Hugging Face namespace or repository may hold dots, which Ollama's namespaces may not.
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}\Z")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}\Z")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}\Z")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}\Z")
 

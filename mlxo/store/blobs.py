@@ -53,10 +53,11 @@ class Blobs:
 
     def size(self, digest: str) -> int | None:
         """Bytes of the blob, None when it is missing."""
-        try:
-            return self.path(digest).stat().st_size
-        except FileNotFoundError:
-            return None
+        with disk.guard(self._folder):
+            try:
+                return self.path(digest).stat().st_size
+            except FileNotFoundError:
+                return None
 
     def has(self, digest: str) -> bool:
         return self.size(digest) is not None
@@ -67,13 +68,14 @@ class Blobs:
         None when it is missing, or when it is not `size` bytes long.
         """
         path = self.path(digest)
-        try:
-            found = path.stat().st_size
-            if size is not None and found != size:
+        with disk.guard(self._folder):
+            try:
+                found = path.stat().st_size
+                if size is not None and found != size:
+                    return None
+                os.utime(path)
+            except FileNotFoundError:
                 return None
-            os.utime(path)
-        except FileNotFoundError:
-            return None
         return found
 
     def read(self, digest: str) -> bytes:

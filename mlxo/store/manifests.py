@@ -218,10 +218,11 @@ class Manifests:
 
 def _spelling(folder: Path, part: str) -> str:
     """How `part` is spelled in `folder`. Listed even when it opens: a Mac's file system ignores case."""
-    try:
-        entries = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return part
+    with disk.guard(folder):
+        try:
+            entries = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return part
     if part in entries:
         return part
     return next((e for e in sorted(entries) if e.lower() == part.lower()), part)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mlxo.core.settings import Settings
+from mlxo.server import keys
 from tests.server.conftest import PATIENCE, Api, Stage
 
 
@@ -189,6 +190,28 @@ async def test_a_model_that_does_not_load_says_why(api: Api, model: str, status:
     assert got == status
     assert words in value["error"]
     assert await ps(api) == []
+
+
+async def test_a_model_that_is_replaced_during_its_load_answers_as_the_new_one(
+    api: Api, stage: Stage
+) -> None:
+    request = asyncio.create_task(api.post("/api/chat", chat("say hi", model="slow", stream=False)))
+    first = await stage.next("load")
+    await api.post("/api/copy", {"source": "tiny", "destination": "slow"})
+    os.kill(first["pid"], signal.SIGKILL)  # as a loader ends that misses its files
+    await stage.next("load")
+    stage.go()
+    status, value = await request
+    assert (status, value["message"]["content"]) == (200, "hi")
+
+
+async def test_a_model_that_is_deleted_during_its_load_is_not_found(api: Api, stage: Stage) -> None:
+    request = asyncio.create_task(api.post("/api/chat", chat("say hi", model="slow")))
+    first = await stage.next("load")
+    api.app_runner.app[keys.REGISTRY].delete("slow")
+    os.kill(first["pid"], signal.SIGKILL)
+    status, value = await request
+    assert (status, value["error"]) == (404, "model 'slow' not found")
 
 
 async def test_keep_alive_zero_unloads_after_the_answer(api: Api, stage: Stage) -> None:

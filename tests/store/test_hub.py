@@ -180,7 +180,7 @@ def test_a_killed_pull_resumes(bench: Bench, hub: FakeHub, content: dict[str, by
     assert bench.problems() == []
     (name,) = [n for n in bench.leftovers() if n.startswith("pull-")]
     have = (bench.home / "tmp" / name).stat().st_size
-    assert 0 < have <= 700_000
+    assert 0 < have < len(content["model.safetensors"])
     hub.gate.set()
     hub.gate = None
     run(bench)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxo.core.errors import Corrupt, InvalidName, InvalidRequest, ModelNotFound
+from mlxo.core.errors import Corrupt, InvalidName, InvalidRequest, ModelNotFound, StoreError
 from mlxo.core.names import ModelName
 from mlxo.store import manifests
 from tests.store import models
@@ -88,6 +88,17 @@ def test_a_manifest_lands_whole_by_rename(bench: Bench) -> None:
         bench.create_from("m", models.files(1))
         assert reader.read() == old
     assert path.read_bytes() != old
+
+
+def test_folders_that_cannot_be_read_are_a_sentence(bench: Bench) -> None:
+    bench.home.mkdir()
+    for folder in ("manifests", "blobs"):
+        (bench.home / folder).symlink_to(folder)
+    with pytest.raises(StoreError, match="manifests"):
+        bench.registry.find("m")
+    for ask in (bench.registry.blobs.use, bench.registry.blobs.size):
+        with pytest.raises(StoreError, match="blobs"):
+            ask("sha256:" + "0" * 64)
 
 
 def test_a_missing_model_is_named_with_what_to_type(bench: Bench) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from mlxo.core import duration
 from mlxo.core.errors import InvalidRequest, ModelNotFound
-from mlxo.core.options import Options, from_json
+from mlxo.core.options import from_json
 from mlxo.core.types import Chat, Complete, Function, Message, Request, Task, ToolCall, Touch
 from mlxo.server.dialects.base import Dialect, Need, Parsed
 from mlxo.server.dialects.body import check_depth, decode
@@ -149,15 +149,6 @@ def message(sent: MessageBody) -> Message:
     )
 
 
-def options(raw: dict[str, Any] | None) -> Options:
-    """Options of a request; integers must fit 64 bits. Raises InvalidRequest."""
-    found = from_json(raw or {})
-    for name, value in msgspec.structs.asdict(found).items():
-        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-            raise InvalidRequest(f'option "{name}" must be of type integer', "it has more than 64 bits")
-    return found
-
-
 def _request(sent: _Common, id_: str, model: str, task: Task, template: str | None = None) -> Request:
     if not 0 <= (sent.top_logprobs or 0) <= 20:
         raise InvalidRequest("top_logprobs must be between 0 and 20")
@@ -167,7 +158,7 @@ def _request(sent: _Common, id_: str, model: str, task: Task, template: str | No
         id=id_,
         model=model,
         task=task,
-        options=options(sent.options),
+        options=from_json(sent.options or {}),
         stream=sent.stream is not False,
         keep_alive=duration.keep_alive(sent.keep_alive),
         format=answer_format(sent.format),

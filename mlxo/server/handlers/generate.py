@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 from aiohttp import web
 
-from mlxo.core.errors import InvalidRequest, ModelNotFound
+from mlxo.core.errors import InvalidRequest, LoadFailed, ModelNotFound
 from mlxo.core.options import DEFAULTS
 from mlxo.core.types import Chat, Event, Finished, ModelSpec, Request, Touch
 from mlxo.server import keys
@@ -21,6 +21,17 @@ async def infer(http: web.Request, dialect: Dialect) -> web.StreamResponse:
     parsed = dialect.parse(await http.read(), http[REQUEST_ID])
     answer = dialect.answer(parsed)
     spec = await resolve(http, parsed.request.model)
+    try:
+        return await _infer(http, parsed, answer, spec)
+    except LoadFailed:
+        # A create or a delete during the load takes the files away from under it.
+        now = await resolve(http, parsed.request.model)
+        if now.digest == spec.digest:
+            raise
+        return await _infer(http, parsed, answer, now)
+
+
+async def _infer(http: web.Request, parsed: Parsed, answer: Answer, spec: ModelSpec) -> web.StreamResponse:
     request = complete(parsed, spec)
     scheduler = http.app[keys.SCHEDULER]
     touch = isinstance(request.task, Touch)

@@ -13,6 +13,7 @@ from aiohttp import web
 from mlxo.core import duration
 from mlxo.core.errors import Corrupt, InvalidRequest, MlxoError
 from mlxo.core.names import ModelName
+from mlxo.core.options import from_json
 from mlxo.modelfile import parse_quantize
 from mlxo.server import keys
 from mlxo.server.dialects import ollama
@@ -112,7 +113,7 @@ def recipe(sent: CreateBody) -> Recipe:
         adapter=", ".join(sent.adapters) if sent.adapters else None,
         template=sent.template,
         system=sent.system,
-        options=ollama.options(sent.parameters),
+        options=from_json(sent.parameters or {}),
         messages=tuple(ollama.message(m) for m in sent.messages or ()),
         licenses=tuple(text for text in licenses if text),
         quantize=parse_quantize(quantize) if quantize else None,
