@@ -4,11 +4,12 @@ _mlxo() {
     local typed=${line##*[[:space:]]}
     read -ra words <<<"${line%"$typed"}"
     case ${#words[@]}:${words[1]-} in
-        1:) names="run serve create show list ps pull cp rm stop verify gc modelfile daemon" ;;
+        1:) names="run serve create show list ps pull cp rm stop bench verify gc cache doctor modelfile daemon" ;;
+        2:cache) names="status clear" ;;
         2:modelfile) names="lint" ;;
         2:daemon) names="status stop restart logs" ;;
-        2:help) names="run serve create show list ps pull cp rm stop verify gc modelfile daemon" ;;
-        *:run|*:show|*:rm|*:stop|*:cp|*:pull) names=$(mlxo daemon status >/dev/null 2>&1 && mlxo list 2>/dev/null | awk 'NR > 1 && $1 !~ /[^A-Za-z0-9_.:\/-]/ { print $1 }') ;;
+        2:help) names="run serve create show list ps pull cp rm stop bench verify gc cache doctor modelfile daemon" ;;
+        *:run|*:show|*:rm|*:stop|*:cp|*:pull|*:bench) names=$(mlxo daemon status >/dev/null 2>&1 && mlxo list 2>/dev/null | awk 'NR > 1 && $1 !~ /[^A-Za-z0-9_.:\/-]/ { print $1 }') ;;
     esac
     # Readline replaces only what stands after the last break: with `:` as one, `qwen3:` must not come twice.
     head=

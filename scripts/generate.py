@@ -17,10 +17,11 @@ import click
 from mlxo.__main__ import VERBS
 from mlxo.core.settings import TABLE
 from mlxo.server.routes import ROUTES
+from mlxo.store import gallery
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = {verb: help for verb, (_, help) in VERBS.items() if not verb.startswith("_")}
-TAKES_MODELS = ("run", "show", "rm", "stop", "cp", "pull")
+TAKES_MODELS = ("run", "show", "rm", "stop", "cp", "pull", "bench")
 
 
 def command(verb: str) -> click.Command | None:
@@ -75,6 +76,13 @@ def tables() -> dict[str, str]:
             [
                 (f"`{r.method}{', HEAD' if r.head else ''} {re.sub(':[^}]*}', '}', r.path)}`", r.help)
                 for r in ROUTES
+            ],
+        ),
+        "gallery": table(
+            ("Family", "Variants, the default first", "Licence"),
+            [
+                (f"`{family}`", " ".join(f"`{gallery.names(m)[0].tag}`" for m in found), found[0].licenses[0])
+                for family, found in gallery.families().items()
             ],
         ),
     }

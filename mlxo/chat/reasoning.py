@@ -21,6 +21,19 @@ PAIRS = (
     Markers("<longcat_think>", "</longcat_think>"),
     Markers("<|think:start|>", "<|think:end|>"),
     Markers("<|channel>thought", "<channel|>"),
+    Markers("<|START_THINKING|>", "<|END_THINKING|>"),
+    Markers("<think:opensource>", "</think:opensource>"),
+    Markers("<mm:think>", "</mm:think>"),
+    Markers("◁think▷", "◁/think▷"),
+)
+# Marks that some models put around the answer itself.
+_WRAPPERS = (
+    "<|START_RESPONSE|>",
+    "<|END_RESPONSE|>",
+    "<|START_TEXT|>",
+    "<|END_TEXT|>",
+    "<response>",
+    "</response>",
 )
 
 
@@ -36,6 +49,14 @@ def find(template: str | None, vocabulary: Container[str] = ()) -> Markers | Non
         if pair.start in vocabulary and pair.end in vocabulary:
             return pair
     return None
+
+
+def wrappers(template: str | None) -> tuple[str, ...]:
+    """The marks around an answer that are no text, of a model with this chat template."""
+    if template is None:
+        return ()
+    granite = "<response>" in template and "<think>" in template
+    return tuple(w for w in _WRAPPERS if w in template and (granite or "response>" not in w))
 
 
 def inside(prompt: str, markers: Markers | None, prefill: bool = False) -> bool:

@@ -6,11 +6,14 @@ the marks and the white space around them comes out again, in order.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 
 from mlxo.chat.reasoning import Markers
-from mlxo.chat.tools.parser import Parser
+from mlxo.chat.tools import BARE, PYTHONIC
+from mlxo.chat.tools.parser import Parser, Scanner, Schemas
 from mlxo.core.types import Call, Function, TextDelta, ThinkDelta, ToolCall
 
 Piece = TextDelta | ThinkDelta | Call
@@ -56,6 +59,25 @@ class Stops:
         return rest
 
 
+# What may stand between two calls without marks, and the longest beginning of one that is looked at.
+_BETWEEN = " \t\r\n;,"
+_OPENING = 200
+
+
+def _openings(schemas: Schemas) -> tuple[str, ...]:
+    """How a call of one of these tools begins that has no mark, without its white space."""
+    found = []
+    for name in schemas:
+        named = f'"name":{json.dumps(name)}'
+        functions = (
+            f"{{{named}",
+            f'{{"type":"function",{named}',
+            f'{{"type":"function","function":{{{named}',
+        )
+        found += [*functions, *("[" + f for f in functions), f"[{name}("]
+    return tuple(opening[:_OPENING] for opening in found)
+
+
 class _State(Enum):
     START = auto()  # the first words decide whether this is reasoning
     REOPEN = auto()  # the prompt opened the block; some models open it once more
@@ -73,6 +95,10 @@ class Splitter:
     reasoning    the model's marks, or None for a model that has none; a block counts only at the beginning
     tools        the parser of its calls, or None when the request brought no tools
     in_thinking  the prompt ended inside a think block
+    schemas      the parameters of each tool that the request brought
+    bare         an answer that is the JSON (or the Python) of a call to one of them is one, marks or none
+    dropped      marks around the answer itself, that are no text
+    single       the first call is the last: then `done`
 
     `feed` each piece of text, then `finish`. `stopped` is the stop string that was met; from then on nothing
     comes out. A call that does not parse comes out as text.
@@ -84,13 +110,29 @@ class Splitter:
         reasoning: Markers | None = None,
         tools: Parser | None = None,
         in_thinking: bool = False,
+        schemas: Schemas | None = None,
+        bare: bool = False,
+        dropped: Iterable[str] = (),
+        single: bool = False,
     ) -> None:
         self._stops = Stops(stops)
         self._marks = reasoning
         self._tools = tools
+        self._schemas = schemas or {}
+        self._bare = _openings(self._schemas) if tools and bare else ()
+        self._dropped = tuple(dropped)
+        self._words = (*(tools.starts if tools else ()), *self._dropped)
+        self._found = re.compile("|".join(map(re.escape, self._words))) if self._words else None
+        self._single = single
+        self.done = False
+        self._fresh = True  # nothing was said yet, or nothing since the last call
         self._buffer = ""
         self._space = ""  # white space before a call that may yet turn out to be none
-        self._searched = 0  # how much of the buffer holds no end of the call
+        self._mark = ""  # the one that began the call
+        self._parser = tools
+        self._scanner: Scanner | None = None
+        self._end = ""  # what may stand behind a call that ended by itself
+        self._taken = 0  # characters that came and were no stop string
         self._calls = 0
         self._out: list[Piece] = []
         self._state = _State.TEXT
@@ -110,6 +152,14 @@ class Splitter:
     def stopped(self) -> str | None:
         return self._stops.stopped
 
+    @property
+    def settled(self) -> int:
+        """How many characters of all that was fed are out, or dropped; the others are held back."""
+        held_back = len(self._buffer)
+        if self._state is _State.CALL:
+            held_back += len(self._space) + len(self._mark)
+        return self._taken - held_back
+
     def feed(self, text: str) -> list[Piece]:
         return self._split(self._stops.feed(text), self.stopped is not None)
 
@@ -119,9 +169,11 @@ class Splitter:
 
     def _split(self, text: str, final: bool) -> list[Piece]:
         self._buffer += text
+        self._taken += len(text)
         # A call that is cut off right after its mark has no body to look at, and is text all the same.
-        while (self._buffer or (final and self._state is _State.CALL)) and self._steps[self._state](final):
-            pass
+        while (self._buffer or (final and self._state is _State.CALL)) and not self.done:
+            if not self._steps[self._state](final):
+                break
         done, self._out = self._out, []
         return done
 
@@ -140,10 +192,15 @@ class Splitter:
         return True
 
     def _skip_space(self, final: bool) -> bool:
-        del final
         self._buffer = self._buffer.lstrip()
+        if self._end and self._state is _State.GAP:
+            if self._buffer.startswith(self._end):
+                self._buffer = self._buffer[len(self._end) :].lstrip()
+            elif self._end.startswith(self._buffer) and not final:
+                return False
         if self._buffer:
             self._state = _State.THINK if self._state is _State.LEAD else _State.TEXT
+            self._end = ""
         return bool(self._buffer)
 
     def _think(self, final: bool) -> bool:
@@ -154,50 +211,79 @@ class Splitter:
             self._buffer = self._buffer[at + len(end) :]
             self._state = _State.GAP
             return True
-        self._say(ThinkDelta, self._release(end, final))
+        self._say(ThinkDelta, self._release((end,), final))
         return False
 
     def _text(self, final: bool) -> bool:
-        start = self._tools.start if self._tools else None
-        at = self._buffer.find(start) if start else -1
-        if start is None or at < 0:
-            self._say(TextDelta, self._release(start, final))
+        if self._fresh and self._bare:
+            opening = self._opening()
+            if opening and not final:
+                return False
+            self._fresh = False
+            if opening is None:
+                return self._begin(PYTHONIC if self._buffer.lstrip(_BETWEEN)[1:2].isalpha() else BARE, 0, "")
+        found = self._found.search(self._buffer) if self._found else None
+        if found is None:
+            self._say(TextDelta, self._release(self._words, final))
             return False
+        if found[0] in self._dropped:
+            self._say(TextDelta, self._buffer[: found.start()])
+            self._buffer = self._buffer[found.end() :].lstrip()
+            return True
+        assert self._tools is not None
+        return self._begin(self._tools, found.start(), found[0])
+
+    def _opening(self) -> bool | None:
+        """Whether the answer may still turn out to be a call without a mark; None when it is one."""
+        body = "".join(self._buffer.lstrip(_BETWEEN)[:_OPENING].split())
+        if any(body.startswith(opening) for opening in self._bare):
+            return None
+        return any(opening.startswith(body) for opening in self._bare)
+
+    def _begin(self, parser: Parser, at: int, mark: str) -> bool:
         before = self._buffer[:at]
         self._say(TextDelta, before.rstrip())
         self._space = before[len(before.rstrip()) :]
-        self._buffer = self._buffer[at + len(start) :]
-        self._searched = 0
+        self._mark = "" if parser.keep else mark
+        self._buffer = self._buffer[at + len(self._mark) :]
+        self._parser = parser
+        self._scanner = Scanner(parser)
         self._state = _State.CALL
         return True
 
     def _call(self, final: bool) -> bool:
-        if self._tools is None:
-            return False
-        parser = self._tools
-        at = -1
-        if self._buffer.find(parser.end, self._searched) >= 0:
-            at = parser.ends(self._buffer)
+        parser, scanner = self._parser, self._scanner
+        assert parser is not None
+        assert scanner is not None
+        at = scanner.find(self._buffer)
         if at < 0 and not final:
-            self._searched = max(0, len(self._buffer) - len(parser.end) + 1)
             return False
         body = self._buffer if at < 0 else self._buffer[:at]
-        found = parser.parse(body)
+        found = parser.parse(body.lstrip(_BETWEEN) if not parser.starts else body, self._schemas)
+        if found is not None and not parser.starts and any(f.name not in self._schemas for f in found):
+            found = None
         if found is None:
             # No call: the mark is text, and so is what follows, unless a call begins in there.
-            self._say(TextDelta, self._space + parser.start)
+            taken = self._mark or self._buffer[: len(parser.starts[0]) if parser.keep else 0]
+            self._buffer = self._buffer[len(taken) - len(self._mark) :]
+            self._say(TextDelta, self._space + taken)
             self._state = _State.TEXT
             return True
         self._emit(found)
-        self._buffer = self._buffer[len(body) + len(parser.end) :]
+        self._buffer = self._buffer[len(body) :]
+        if parser.scan in ("mark", "json"):
+            self._buffer = self._buffer[len(parser.end) :]
+        self._end = self._tools.end if self._tools and parser.scan in ("value", "python") else ""
+        self._fresh = True
         self._state = _State.GAP
         return True
 
-    def _release(self, mark: str | None, final: bool) -> str:
-        """What can go out: all but a possible beginning of the mark and the white space before it."""
+    def _release(self, marks: Iterable[str], final: bool) -> str:
+        """What can go out: all but a possible beginning of a mark and the white space before it."""
         text = self._buffer
-        if mark is not None and not final:
-            text = text[: len(text) - held(text, (mark,))].rstrip()
+        marks = tuple(marks)
+        if marks and not final:
+            text = text[: len(text) - held(text, marks)].rstrip()
         self._buffer = self._buffer[len(text) :]
         return text
 
@@ -207,6 +293,9 @@ class Splitter:
 
     def _emit(self, found: Iterable[Function]) -> None:
         for function in found:
+            if self.done:
+                return
             numbered = Function(name=function.name, arguments=function.arguments, index=self._calls)
             self._out.append(Call(call=ToolCall(function=numbered)))
             self._calls += 1
+            self.done = self._single

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxo.chat import reasoning
+from mlxo.chat import harmony, reasoning
 from mlxo.core.errors import InvalidRequest
 from mlxo.core.types import Message, Think
 
@@ -28,7 +28,7 @@ def capabilities(source: str | None) -> tuple[str, ...]:
     if source is not None:
         if any(_TOOLS.search(code) for code in _CODE.findall(source)):
             found.append("tools")
-        if reasoning.find(source):
+        if reasoning.find(source) or harmony.speaks(source):
             found.append("thinking")
     return tuple(found)
 

@@ -176,8 +176,12 @@ def summary(final: Json) -> str:
         if what == "prompt eval":
             cached = int(final.get("cached_tokens") or 0)
             lines.append(("prompt cached", f"{cached} token(s)" if cached else ""))
+            cut = int(final.get("truncated_tokens") or 0)
+            lines.append(("prompt truncated", f"{cut} token(s) left out, for num_ctx" if cut else ""))
         lines.append((f"{what} duration", _time(final, key)))
         lines.append((f"{what} rate", f"{count / took * 1e9:.2f} tokens/s" if count and took else ""))
+    drafted, accepted = int(final.get("drafted_tokens") or 0), int(final.get("accepted_tokens") or 0)
+    lines.append(("drafts accepted", f"{accepted} of {drafted} token(s)" if drafted else ""))
     return "".join(f"{label + ':':<{LABEL}}{value}\n" for label, value in lines if value)
 
 

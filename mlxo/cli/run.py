@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import click
 
@@ -27,7 +28,9 @@ class _Run(click.Command):
 @click.argument("model")
 @click.argument("prompt", nargs=-1)
 @click.option("--verbose", is_flag=True, help="Say how long it took, on standard error.")
-@click.option("--format", "format_", help='"json", or a JSON schema, for the shape of the answer.')
+@click.option(
+    "--format", "format_", help='The shape of the answer: "json", a JSON schema or its file, or "regex:...".'
+)
 @click.option("--keepalive", help="How long the model stays loaded afterwards, such as 10m; -1s is forever.")
 @click.option("--think", metavar="[=LEVEL]", help="Think first: true, false, low, medium, high or max.")
 @click.option("--hidethinking", is_flag=True, help="Think, but do not print it.")
@@ -84,12 +87,21 @@ def _piped() -> list[str]:
 
 
 def _format(text: str | None) -> str | Json | None:
+    """`json`, a JSON schema as text or the name of its file, or a regex behind `regex:`."""
     if text is None or text == "json":
         return text
+    kind, _, rest = text.partition(":")
+    if kind == "regex":
+        return {"regex": rest}
     try:
+        if not text.lstrip().startswith("{") and Path(text).is_file():
+            text = Path(text).read_text()
         schema = json.loads(text)
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         schema = None
     if not isinstance(schema, dict):
-        raise InvalidRequest(f'invalid format: "{text[:80]}"; expected "json" or a valid JSON Schema object')
+        raise InvalidRequest(
+            f'invalid format: "{text[:80]}"; expected "json" or a valid JSON Schema object',
+            'a schema\'s file will do, and so will "regex:[a-z]+"',
+        )
     return schema

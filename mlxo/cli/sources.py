@@ -80,7 +80,7 @@ def _local(source: str, folder: Path) -> dict[str, Path] | None:
     path = folder / os.path.expanduser(source)
     written_as_path = source.startswith((".", "/", "~")) or source.endswith((".gguf", ".safetensors"))
     if path.is_dir():
-        names = [p.name for p in path.iterdir() if p.is_file()]
+        names = folders.names(path)
         if written_as_path or any(folders.is_weights(n) or n.endswith(".gguf") for n in names):
             return _gather(path, names)
         return None

@@ -5,11 +5,13 @@
     |   +-- InvalidName         400  a model name outside the grammar
     |   +-- ModelfileError      400  a Modelfile that does not parse; carries its line
     |   +-- UnsupportedModel    400  an architecture, tensor type or feature that mlxo does not have
+    |   +-- TooLarge            400  a model that this machine cannot hold, whatever else leaves
     +-- Forbidden               403
     +-- NotFound                404
     |   +-- ModelNotFound       404
     +-- Cancelled               499  the client left
     +-- Busy                    503  try again; the queue or the memory is full
+    |   +-- Stalled             503  the runner stood still and was ended
     +-- StoreError              500  the registry on disk
     |   +-- DiskFull            507
     |   +-- Corrupt             500  bytes that do not match their digest or their format
@@ -65,6 +67,10 @@ class UnsupportedModel(InvalidRequest):
     code = "unsupported_model"
 
 
+class TooLarge(InvalidRequest):
+    code = "too_large"
+
+
 class Forbidden(MlxoError):
     status = 403
     code = "forbidden"
@@ -93,6 +99,10 @@ class Busy(MlxoError):
     def __init__(self, message: str, hint: str | None = None, retry_after: int = 5) -> None:
         super().__init__(message, hint)
         self.retry_after = retry_after
+
+
+class Stalled(Busy):
+    code = "stalled"
 
 
 class StoreError(MlxoError):

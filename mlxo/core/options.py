@@ -1,7 +1,7 @@
 """Sampling and context options: one struct, one merge, one parser for text and for JSON values.
 
-The names, types and defaults are Ollama's (its `api.Options`); precedence is request > Modelfile > default.
-A field that is None was not given.
+The names, types and defaults are Ollama's (its `api.Options`), those of XTC llama.cpp's; precedence is
+request > Modelfile > default. A field that is None was not given.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     use_mmap: bool | None = None
     num_thread: int | None = None
     draft_num_predict: int | None = None
+    kv_bits: int | None = None
     num_keep: int | None = None
     num_predict: int | None = None
     seed: int | None = None
@@ -41,6 +42,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
     stop: tuple[str, ...] | None = None
 
     def over(self, base: Options) -> Options:
@@ -62,8 +65,18 @@ DEFAULTS = Options(
     repeat_penalty=1.0,
     presence_penalty=0.0,
     frequency_penalty=0.0,
+    xtc_probability=0.0,
+    xtc_threshold=0.1,
     stop=(),
 )
+
+
+def clamped(value: float | None, default: float | None, low: float, high: float) -> float:
+    """`value`, else `default`, which is a number then, but from `low` to `high`."""
+    number = default if value is None else value
+    assert number is not None
+    return min(max(number, low), high)
+
 
 # Accepted in a Modelfile with a warning, and then ignored.
 DEPRECATED = frozenset(

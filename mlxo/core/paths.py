@@ -15,6 +15,8 @@ class Paths(msgspec.Struct, frozen=True):
     views/<digest>/<file name>                  links that give mlx-lm a folder with the original names
     tmp/                                        half-written things; anything here may be deleted
     daemon.lock, daemon.json, start.lock        the daemon: its lock, its pid and address
+    cache/                                      what may be deleted: it is made again
+    cache/prompts/                              what models have read (core.cachedir)
     logs/daemon.log, history
     """
 
@@ -35,6 +37,10 @@ class Paths(msgspec.Struct, frozen=True):
     @property
     def tmp(self) -> Path:
         return self.home / "tmp"
+
+    @property
+    def prompts(self) -> Path:
+        return self.home / "cache" / "prompts"
 
     @property
     def store_lock(self) -> Path:

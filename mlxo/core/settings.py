@@ -75,6 +75,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int = 512
     context: int = 0
     load_timeout: float = 300.0
+    stall_timeout: float = 180.0
+    spare: bool = True
+    cache_size: int = 10 << 30
     origins: tuple[str, ...] = ()
     debug: bool = False
     blas: str = "auto"
@@ -196,6 +199,30 @@ TABLE: tuple[Row, ...] = (
         _keep_alive,
         "5m",
         "how long a model may take to load",
+    ),
+    Row(
+        "MLXO_STALL_TIMEOUT",
+        None,
+        "stall_timeout",
+        _keep_alive,
+        "3m",
+        "how long a model's runner may stand still before it is replaced; 0 is for ever",
+    ),
+    Row(
+        "MLXO_SPARE",
+        None,
+        "spare",
+        _bool,
+        "1",
+        "0 keeps no runner ready for the next model, which then takes seconds longer to start",
+    ),
+    Row(
+        "MLXO_CACHE_SIZE",
+        None,
+        "cache_size",
+        _size,
+        "10G",
+        "disk space for prompts that models have read, so that they need not read them again; 0 keeps none",
     ),
     Row(
         "MLXO_ORIGINS",

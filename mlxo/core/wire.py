@@ -19,11 +19,16 @@ MAX_FRAME = 256 << 20  # bytes; a longer length means that the stream is out of 
 
 
 class Load(Frozen, frozen=True, kw_only=True, tag="load"):
-    """The first frame to a runner. `context` caps num_ctx, `rows` caps how many sequences step at once."""
+    """The first frame to a runner. `context` caps num_ctx, `rows` caps how many sequences step at once.
+
+    `cache` is the folder of kept prompts and `cache_size` the bytes all in it may take; 0 keeps none there.
+    """
 
     spec: ModelSpec
     rows: int = 16
     context: int = 0
+    cache: str = ""
+    cache_size: int = 0
 
 
 class Submit(Frozen, frozen=True, kw_only=True, tag="submit"):
@@ -43,6 +48,12 @@ class Shutdown(Frozen, frozen=True, kw_only=True, tag="shutdown"):
 
 
 ToRunner = Load | Submit | Cancel | Ping | Shutdown
+
+
+class Warm(Frozen, frozen=True, kw_only=True, tag="warm"):
+    """The imports are done, the runner waits for Load. `resident` is the bytes the process holds by now."""
+
+    resident: int
 
 
 class Ready(Frozen, frozen=True, kw_only=True, tag="ready"):
@@ -72,7 +83,7 @@ class Fatal(Frozen, frozen=True, kw_only=True, tag="fatal"):
     hint: str | None = None
 
 
-FromRunner = Ready | Emit | Stats | Fatal
+FromRunner = Warm | Ready | Emit | Stats | Fatal
 
 _HEAD = struct.Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode

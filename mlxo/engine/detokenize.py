@@ -39,6 +39,14 @@ class Detokenizer:
             return _Windowed(self._tokenizer, before)
         return _Bytes(self.table)
 
+    def spell(self, token: int) -> bytes:
+        """The bytes of one token, by itself."""
+        if self.table is None:
+            text: str = self._tokenizer.decode([token], skip_special_tokens=False)
+            return text.encode()
+        # A model's output layer may be padded past its vocabulary: such a token has no text.
+        return self.table[token] if token < len(self.table) else b""
+
     @cached_property
     def table(self) -> list[bytes] | None:
         """The bytes of each token id, or None when this decoder is not bytewise."""
@@ -55,7 +63,7 @@ class Detokenizer:
             if index in added:
                 table[index] = added[index].content.encode()
             elif to_byte is not None:
-                table[index] = b"".join(to_byte.get(c) or c.encode() for c in token)
+                table[index] = _unlevel(token, to_byte)
             elif (
                 "ByteFallback" in kinds
                 and len(token) == 6
@@ -89,13 +97,22 @@ def _read(decoder: dict[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:
     return kinds, replaced
 
 
-def _byte_level() -> dict[str, bytes]:
-    """GPT-2's alphabet: printable Latin-1 is itself, the 68 other bytes are U+0100 and up, in order."""
+def _byte_level() -> dict[int, int]:
+    """GPT-2's alphabet, code point to byte: printable Latin-1 is itself, the 68 other bytes are U+0100 and
+    up, in order. What is no letter of it goes where Latin-1 ends.
+    """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in set(shown)]
-    table = {chr(b): bytes((b,)) for b in shown}
-    table.update({chr(256 + i): bytes((b,)) for i, b in enumerate(hidden)})
-    return table
+    return {b: b for b in shown} | dict.fromkeys(hidden, 0x100) | {256 + i: b for i, b in enumerate(hidden)}
+
+
+def _unlevel(token: str, to_byte: dict[int, int]) -> bytes:
+    """The bytes of a token: in one go, since a vocabulary has some 100,000, unless it has foreign letters."""
+    try:
+        return token.translate(to_byte).encode("latin-1")
+    except UnicodeEncodeError:
+        levels = ((c, to_byte.get(ord(c), 0x100)) for c in token)
+        return b"".join(bytes((b,)) if b < 0x100 else c.encode() for c, b in levels)
 
 
 class _Bytes:

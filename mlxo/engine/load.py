@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ _FAULTS = (
 )
 
 
+Classes = Callable[[dict[str, Any]], tuple[type[Any], type[Any]]]
+
+
 class Loaded(NamedTuple):
     """`tokenizer` is mlx_lm's wrapper; `dtype` what the model computes in."""
 
@@ -58,22 +62,33 @@ def backend() -> Backend:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
-def load(spec: ModelSpec, device: Backend) -> Loaded:
-    """Load `spec.path` on the calling thread, which must stay the model's thread. Raises LoadFailed."""
+def load(spec: ModelSpec, device: Backend, classes: Classes = mlx_lm.utils._get_classes) -> Loaded:
+    """Load `spec.path` on the calling thread, which must stay the model's thread. Raises LoadFailed.
+
+    `classes` gives the classes of the model and of its arguments by its configuration.
+    """
     if not Path(spec.path, "config.json").is_file():
         raise LoadFailed(f"the model {spec.name} cannot be loaded: it has no config.json")
     try:
-        model, tokenizer, config = mlx_lm.load(
-            spec.path, tokenizer_config={"trust_remote_code": False}, lazy=True, return_config=True
-        )
-        if device == "cpu":
-            _without_compiler_if_unwritable()
-            _widen(model)
-        else:
-            _narrow(model, config)
-        # One at a time: the packed form of a weight is dropped before the next one is read.
-        for _, array in tree_flatten(model.parameters()):
-            mx.eval(array)
+        folder = Path(spec.path)
+        model, config = mlx_lm.utils.load_model(folder, lazy=True, get_model_classes=classes)
+        # The tokenizer is half a second of Rust and JSON: beside the weights, which are MLX's own threads.
+        with ThreadPoolExecutor(1) as beside:
+            reading = beside.submit(
+                mlx_lm.utils.load_tokenizer,
+                folder,
+                {"trust_remote_code": False},
+                eos_token_ids=config.get("eos_token_id"),
+            )
+            if device == "cpu":
+                _without_compiler_if_unwritable()
+                _widen(model)
+            else:
+                _narrow(model, config)
+            # One at a time: the packed form of a weight is dropped before the next one is read.
+            for _, array in tree_flatten(model.parameters()):
+                mx.eval(array)
+            tokenizer = reading.result()
     except _FAULTS as e:
         raise LoadFailed(f"the model {spec.name} cannot be loaded: {_explain(e)}") from e
     return Loaded(model, tokenizer, config, _compute_type(model))

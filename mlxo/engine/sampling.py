@@ -1,25 +1,28 @@
 """Choosing the next token: Ollama's options, vectorised over the rows of a batch.
 
-The order is Ollama's: penalties, temperature 0 is argmax, top-k, softmax under the temperature, top-p,
-min-p, typical-p, one draw. Penalties are a logits processor of a row; everything after them is one call for
-the whole batch. For that call to know which row is which, `Rows` rides as one more entry at the end of the
-list of layer caches, where BatchGenerator merges, filters and extends it in step with the KV caches;
-`WithRows` takes it off again before the model sees the list.
+The order is Ollama's: logit_bias, penalties, temperature 0 is argmax, top-k, softmax under the temperature,
+typical-p, top-p, min-p, XTC, one draw. Each is one call for the whole batch. For that call to know which row
+is which, `Rows` rides as one more entry at the end of the list of layer caches, where mlx_lm merges, filters
+and extends it in step with the KV caches; `WithRows` takes it off again before the model sees the list.
 
 A draw takes one uniform number, made from (seed, how many tokens the row has drawn), and inverts the
 cumulative distribution in the order of token ids. So a row's text depends on its own seed and options
-alone, not on its neighbours.
+alone, not on its neighbours. XTC takes a second one.
 """
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Self
 
 import mlx.core as mx
 
-from mlxo.core.options import DEFAULTS, Options
+from mlxo.core.options import DEFAULTS, Options, clamped
+from mlxo.engine.logprobs import Measured, Scores
+from mlxo.engine.shaping import Biasing, Past, Penalising, Shape
+from mlxo.engine.topk import top_k
 
 _MASK = (1 << 64) - 1
 
@@ -31,66 +34,139 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def uniform(seed: int, draw: int) -> float:
-    """The `draw`-th number of `seed`'s sequence, in [0, 1), a multiple of 2**-23.
+def uniform(key: int, draw: int) -> float:
+    """The `draw`-th number of the sequence of `key`, a mixed seed, in [0, 1), a multiple of 2**-23.
 
     With 23 bits the product with a float32 total always rounds below the total.
     """
-    return (_mix((_mix(seed & _MASK) + draw * 0x9E3779B97F4A7C15) & _MASK) >> 41) / (1 << 23)
+    return (_mix((key + draw * 0x9E3779B97F4A7C15) & _MASK) >> 41) / (1 << 23)
 
 
-def _clamp(value: float | None, default: float | None, low: float, high: float) -> float:
-    number = default if value is None else value
-    assert number is not None
-    return min(max(number, low), high)
+_NOTHING = Shape()
 
 
 class Row:
     """How one sequence draws. `draws` counts the tokens it has drawn; everything else is fixed.
 
     Values out of range are clamped as Ollama does, so that nothing can fail later. `top_k` 0 means all
-    tokens.
+    tokens. `logprobs` is how many alternatives of each token are told, None when nothing is. `prompt` is what
+    penalties look back at.
     """
 
-    __slots__ = ("draws", "min_p", "seed", "temperature", "top_k", "top_p", "typical_p")
+    __slots__ = (
+        "bias",
+        "draws",
+        "key",
+        "logprobs",
+        "measured",
+        "min_p",
+        "past",
+        "penalties",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "xtc_probability",
+        "xtc_threshold",
+    )
 
-    def __init__(self, options: Options) -> None:
+    def __init__(
+        self,
+        options: Options,
+        logprobs: int | None = None,
+        shape: Shape = _NOTHING,
+        prompt: Sequence[int] = (),
+    ) -> None:
+        self.logprobs = logprobs
+        # One for each token drawn and not yet told: a step's scores and the row's place in them.
+        self.measured: deque[tuple[Measured, int]] = deque()
+        self.bias, self.penalties = shape
+        self.past = Past(prompt, shape.penalties.window if shape.penalties else 0)
         seed = DEFAULTS.seed if options.seed is None else options.seed
-        self.seed = random.getrandbits(63) if seed == -1 else (seed or 0)
+        self.key = _mix((random.getrandbits(63) if seed == -1 else (seed or 0)) & _MASK)
         self.draws = 0
-        temperature = _clamp(options.temperature, DEFAULTS.temperature, 0.0, 1e4)
+        temperature = clamped(options.temperature, DEFAULTS.temperature, 0.0, 1e4)
         self.temperature = temperature if temperature > 1e-5 else 0.0
-        self.top_k = int(_clamp(options.top_k, DEFAULTS.top_k, 0, 1 << 30))
-        self.top_p = _clamp(options.top_p, DEFAULTS.top_p, 0.0, 1.0)
-        self.min_p = _clamp(options.min_p, DEFAULTS.min_p, 0.0, 1.0)
-        self.typical_p = _clamp(options.typical_p, DEFAULTS.typical_p, 0.0, 1.0)
+        self.top_k = int(clamped(options.top_k, DEFAULTS.top_k, 0, 1 << 30))
+        self.top_p = clamped(options.top_p, DEFAULTS.top_p, 0.0, 1.0)
+        self.min_p = clamped(options.min_p, DEFAULTS.min_p, 0.0, 1.0)
+        self.typical_p = clamped(options.typical_p, DEFAULTS.typical_p, 0.0, 1.0)
+        self.xtc_probability = clamped(options.xtc_probability, DEFAULTS.xtc_probability, 0.0, 1.0)
+        self.xtc_threshold = clamped(options.xtc_threshold, DEFAULTS.xtc_threshold, 0.0, 1.0)
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0 or self.top_k == 1
+
+    def scores(self) -> Scores | None:
+        """Those of the row's next token, in the order of drawing; None when they are not wanted."""
+        if self.logprobs is None:
+            return None
+        measured, place = self.measured.popleft()
+        return measured.scores(place, self.logprobs)
 
 
 class _Plan:
     """The rows' options as arrays [B, 1], made once for a set of rows and reused until the set changes."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.greedy = all(r.greedy for r in rows)
-        if self.greedy:
+        self.scored = [i for i, r in enumerate(rows) if r.logprobs is not None]
+        self.alternatives = max((r.logprobs or 0 for r in rows), default=0)
+        biased = {i: r.bias for i, r in enumerate(rows) if r.bias is not None}
+        self.biasing = Biasing(list(biased.values()), list(biased)) if biased else None
+        penalised = {i: r.penalties for i, r in enumerate(rows) if r.penalties is not None}
+        self.pasts = [rows[i].past for i in penalised]
+        self.penalised = mx.array(list(penalised)) if penalised else None
+        self.penalising = (
+            Penalising(list(penalised.values()), list(penalised), len(rows)) if penalised else None
+        )
+        self.plain = not (self.scored or biased or penalised)
+        self.groups = _groups(rows)
+
+
+class _Group:
+    """Rows of a batch that draw alike, their options as arrays [G, 1]. `places` is None for all rows.
+
+    `width` is how many candidates of a row there are: 1 takes the likeliest, 0 is the whole vocabulary.
+    """
+
+    def __init__(self, batch: Sequence[Row], places: Sequence[int], width: int) -> None:
+        self.rows = rows = [batch[i] for i in places]
+        self.places = None if len(rows) == len(batch) else mx.array(list(places))
+        self.width = width
+        if width == 1:
             return
-        self.any_greedy = any(r.greedy for r in rows)
-        drawing = [r for r in rows if not r.greedy]
-        # 0: some row wants the whole vocabulary.
-        self.width = 0 if any(r.top_k == 0 for r in drawing) else max(r.top_k for r in drawing)
-        self.nucleus = any(r.top_p < 1.0 for r in drawing)
-        self.ranked = self.nucleus or any(r.top_k for r in drawing)
-        self.floor = any(r.min_p > 0.0 for r in drawing)
-        self.typical = any(r.typical_p < 1.0 for r in drawing)
-        self.is_greedy = mx.array([[r.greedy] for r in rows])
-        self.scale = mx.array([[1.0 if r.greedy else 1.0 / r.temperature] for r in rows])
+        self.cut = any(r.top_k not in (0, width) for r in rows)
+        self.nucleus = any(r.top_p < 1.0 for r in rows)
+        self.floor = any(r.min_p > 0.0 for r in rows)
+        self.typical = any(r.typical_p < 1.0 for r in rows)
+        # Above a threshold of a half there are no two to choose from.
+        self.xtc = any(r.xtc_probability > 0.0 and r.xtc_threshold <= 0.5 for r in rows)
+        self.scale = mx.array([[1.0 / r.temperature] for r in rows])
         self.top_k = mx.array([[r.top_k or 1 << 30] for r in rows])
         self.top_p = mx.array([[r.top_p] for r in rows])
         self.min_p = mx.array([[r.min_p] for r in rows])
         self.typical_p = mx.array([[r.typical_p] for r in rows])
+        self.xtc_threshold = mx.array([[r.xtc_threshold] for r in rows])
+
+
+_NARROW = 128  # candidates: more of them cost as much as the whole vocabulary
+
+
+def _groups(rows: Sequence[Row]) -> list[_Group]:
+    """Rows apart whose draws cost differently, so that nobody pays for a neighbour's options."""
+    kinds: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        wide = row.top_k == 0 or row.top_k > _NARROW
+        kinds.setdefault("greedy" if row.greedy else "wide" if wide else "narrow", []).append(i)
+    groups = []
+    for kind, places in kinds.items():
+        width = 1
+        if kind != "greedy":
+            counts = [rows[i].top_k for i in places]
+            width = 0 if 0 in counts else max(counts)
+        groups.append(_Group(rows, places, width))
+    return groups
 
 
 class Rows:
@@ -142,54 +218,95 @@ class Rows:
 
 
 class WithRows:
-    """A model whose last cache is `Rows`; keeps those of its latest call for the sampler that follows."""
+    """A model whose last cache is `Rows`. Its logits come out as the rows of that call want them shaped.
+
+    Of the latest call it keeps what the sampler that follows it must know.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.layers = model.layers
         self.rows = Rows([])
+        self._logits: mx.array | None = None
+        self._past: mx.array | None = None
 
     def __call__(self, inputs: mx.array, cache: list[Any]) -> mx.array:
         self.rows = cache[-1]
+        self._logits = self._past = None
         logits: mx.array = self.model(inputs, cache=cache[:-1])
-        return logits
+        # Longer inputs are a piece of a prompt: nothing is drawn then.
+        if inputs.shape[1] > 1 or self.rows.plan.plain:
+            return logits
+        plan = self.rows.plan
+        shaped = logits[:, -1]
+        self._logits = shaped if plan.scored else None
+        if plan.biasing is not None:
+            shaped = plan.biasing(shaped)
+        if plan.penalising is not None:
+            self._past = Past.stacked(plan.pasts, plan.penalising.width)
+            shaped = plan.penalising(shaped, self._past)
+        return shaped[:, None]
 
     def sample(self, logprobs: mx.array) -> mx.array:
         """[B, V] -> [B] token ids, for the rows of the latest call. Never raises nor waits for the device."""
-        return sample(logprobs, self.rows)
+        tokens = sample(logprobs, self.rows)
+        plan = self.rows.plan
+        if self._logits is not None:
+            measure(self._logits, tokens, self.rows)
+        if self._past is not None and plan.penalised is not None:
+            Past.extend(plan.pasts, self._past, tokens[plan.penalised])
+        self._logits = self._past = None
+        return tokens
+
+
+def measure(logits: mx.array, tokens: mx.array, rows: Rows) -> None:
+    """Note how likely the model's own `logits` [B, V] made the `tokens` [B], for the rows that asked."""
+    plan = rows.plan
+    if not plan.scored:
+        return
+    if len(plan.scored) < len(rows.rows):
+        some = mx.array(plan.scored)
+        logits, tokens = logits[some], tokens[some]
+    measured = Measured(logits, tokens, plan.alternatives)
+    for place, i in enumerate(plan.scored):
+        rows.rows[i].measured.append((measured, place))
 
 
 def sample(logprobs: mx.array, rows: Rows) -> mx.array:
     """[B, V] log-probabilities -> [B] token ids, lazily; counts one draw for every row."""
-    plan = rows.plan
-    draws = []
+    groups = rows.plan.groups
+    drawn = [_chosen(logprobs if g.places is None else logprobs[g.places], g) for g in groups]
     for row in rows.rows:
-        draws.append(uniform(row.seed, row.draws))
         row.draws += 1
-    if plan.greedy:
-        return mx.argmax(logprobs, axis=-1)
-    drawn = _draw(logprobs, mx.array(draws)[:, None], plan)
-    if not plan.any_greedy:
-        return drawn
-    return mx.where(plan.is_greedy[:, 0], mx.argmax(logprobs, axis=-1).astype(drawn.dtype), drawn)
+    if len(groups) == 1:
+        return drawn[0]
+    tokens = mx.zeros((len(rows.rows),), dtype=mx.uint32)
+    for group, some in zip(groups, drawn, strict=True):
+        assert group.places is not None
+        tokens[group.places] = some
+    return tokens
 
 
-def _draw(logprobs: mx.array, draws: mx.array, plan: _Plan) -> mx.array:
-    """`draws` [B, 1] in [0, 1). Looks at each row's largest `width` candidates, at all when that is 0."""
-    vocabulary = logprobs.shape[-1]
+def _chosen(logprobs: mx.array, group: _Group) -> mx.array:
+    """[G, V] -> [G]"""
+    return mx.argmax(logprobs, axis=-1) if group.width == 1 else _draw(logprobs, group)
+
+
+def _draw(logprobs: mx.array, plan: _Group) -> mx.array:
+    """[G, V] -> [G] token ids, out of each row's `width` likeliest."""
     ids: mx.array | None = None
-    if 0 < plan.width < vocabulary:
-        ids = mx.argpartition(-logprobs, kth=plan.width - 1, axis=-1)[:, : plan.width]
-        ids = mx.sort(ids, axis=-1)
+    if 0 < plan.width < logprobs.shape[-1]:
+        ids = mx.sort(top_k(logprobs, plan.width), axis=-1)
         logprobs = mx.take_along_axis(logprobs, ids, axis=-1)
-    logits = logprobs.astype(mx.float32) * plan.scale
-    weights = mx.exp(logits - logits.max(axis=-1, keepdims=True))
-    if plan.ranked:
-        weights = _truncate(weights, plan)
+    logprobs = logprobs.astype(mx.float32)
+    scaled = logprobs * plan.scale
+    weights = mx.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    weights = _truncated(weights, plan)
     if plan.floor:
         weights = mx.where(weights < plan.min_p * weights.max(axis=-1, keepdims=True), 0.0, weights)
-    if plan.typical:
-        weights = _typical(weights, plan.typical_p)
+    if plan.xtc:
+        weights = _without_top_choices(weights, logprobs, plan)
+    draws = mx.array([uniform(r.key, r.draws) for r in plan.rows])[:, None]
     mass = mx.cumsum(weights, axis=-1)
     hit = (mass > draws * mass[:, -1:]) & (weights > 0)
     # A scan may round so that nothing is hit; then, and only then, take the likeliest.
@@ -199,11 +316,18 @@ def _draw(logprobs: mx.array, draws: mx.array, plan: _Plan) -> mx.array:
     return mx.take_along_axis(ids, index[:, None], axis=-1)[:, 0]
 
 
-def _truncate(weights: mx.array, plan: _Plan) -> mx.array:
-    """Top-k by rank, top-p by the mass of the better ones. Weights [B, N] of any sum; cut ones become 0."""
+def _truncated(weights: mx.array, plan: _Group) -> mx.array:
+    """Top-k by rank, typical-p, top-p by the mass of the better ones. Weights [B, N] of any sum; cut ones
+    become 0.
+    """
+    if not plan.cut and not plan.nucleus:
+        return _typical(weights, plan.typical_p) if plan.typical else weights
     order = mx.argsort(-weights, axis=-1)
     ranked = mx.take_along_axis(weights, order, axis=-1)
-    ranked = mx.where(mx.arange(weights.shape[-1])[None] < plan.top_k, ranked, 0.0)
+    if plan.cut:
+        ranked = mx.where(mx.arange(weights.shape[-1])[None] < plan.top_k, ranked, 0.0)
+    if plan.typical:
+        ranked = _typical(ranked, plan.typical_p)
     if plan.nucleus:
         total = ranked.sum(axis=-1, keepdims=True)
         better = mx.cumsum(ranked, axis=-1, inclusive=False)
@@ -211,6 +335,27 @@ def _truncate(weights: mx.array, plan: _Plan) -> mx.array:
         keep = (better < plan.top_p * total) | (better == 0) | (plan.top_p >= 1.0)
         ranked = mx.where(keep, ranked, 0.0)
     return mx.put_along_axis(mx.zeros_like(weights), order, ranked, axis=-1)
+
+
+def _without_top_choices(weights: mx.array, logprobs: mx.array, plan: _Group) -> mx.array:
+    """XTC (https://github.com/oobabooga/text-generation-webui/pull/6335), where llama.cpp has it.
+
+    By a chance of xtc_probability all choices at or above the threshold go, but the least likely of them.
+    The probabilities are those before the temperature, of what is left [B, N].
+    """
+    # The second number of this draw: far from any that a first one takes.
+    chances = [uniform(r.key, r.draws + (1 << 62)) for r in plan.rows]
+    happens = mx.array(
+        [
+            [r.xtc_threshold <= 0.5 and chance < r.xtc_probability]
+            for r, chance in zip(plan.rows, chances, strict=True)
+        ]
+    )
+    left = mx.where(weights > 0, logprobs, -mx.inf)
+    p = mx.softmax(left, axis=-1)
+    top = p >= plan.xtc_threshold
+    least = mx.where(top, p, mx.inf).min(axis=-1, keepdims=True)
+    return mx.where(happens & top & (p > least), 0.0, weights)
 
 
 def _typical(weights: mx.array, typical_p: mx.array) -> mx.array:
@@ -224,35 +369,3 @@ def _typical(weights: mx.array, typical_p: mx.array) -> mx.array:
     keep = (before < typical_p) | (before == 0) | (typical_p >= 1.0)
     kept = mx.where(keep, mx.take_along_axis(weights, order, axis=-1), 0.0)
     return mx.put_along_axis(mx.zeros_like(weights), order, kept, axis=-1)
-
-
-class Penalties:
-    """Repeat, presence and frequency penalties over the last `window` tokens of prompt and answer.
-
-    A logits processor of one row: (tokens [n], logits [1, V]) -> logits [1, V].
-    """
-
-    def __init__(self, repeat: float, presence: float, frequency: float, window: int) -> None:
-        self.repeat = repeat
-        self.presence = presence
-        self.frequency = frequency
-        self.window = window
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        window = tokens[-self.window :]
-        count = mx.zeros((logits.shape[-1],), dtype=logits.dtype).at[window].add(1)[None]
-        scaled = mx.where(logits > 0, logits / self.repeat, logits * self.repeat)
-        return mx.where(count > 0, scaled - count * self.frequency - self.presence, logits)
-
-
-def penalties(options: Options, num_ctx: int) -> Penalties | None:
-    """The row's penalties, or None when they change nothing. `repeat_last_n` -1 is num_ctx, 0 is off."""
-    window = DEFAULTS.repeat_last_n if options.repeat_last_n is None else options.repeat_last_n
-    assert window is not None
-    window = num_ctx if window < 0 else window
-    repeat = _clamp(options.repeat_penalty, DEFAULTS.repeat_penalty, 0.0, 1e4) or 1.0
-    presence = _clamp(options.presence_penalty, DEFAULTS.presence_penalty, -1e4, 1e4)
-    frequency = _clamp(options.frequency_penalty, DEFAULTS.frequency_penalty, -1e4, 1e4)
-    if window == 0 or (repeat == 1.0 and presence == 0.0 and frequency == 0.0):
-        return None
-    return Penalties(repeat, presence, frequency, window)

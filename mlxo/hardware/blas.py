@@ -68,11 +68,11 @@ def environment(
             raise InvalidRequest(
                 f"MLXO_BLAS={setting} is no file", "give the path of a BLAS library, auto or off"
             )
-    elif shim := _shim(home / "cache", base_env):
-        library = shim
-    elif found := _system_openblas():
-        # Its own threads spin for one another (see sgemm.c): leave a core for the rest of the machine.
-        library, threads = found, str(max(1, detect.cpu_count() - 1))
+    elif found := find(home, base_env):
+        library = found
+        if found.parent != _cache(home):
+            # Its own threads spin for one another (see sgemm.c): leave a core for the rest of the machine.
+            threads = str(max(1, detect.cpu_count() - 1))
     else:
         log.warning(
             "no fast BLAS: models in float32 run 10 to 50 times slower than they could; "
@@ -87,6 +87,15 @@ def environment(
         )
         return {}
     return _preload(library, threads, base_env)
+
+
+def find(home: Path, base_env: Mapping[str, str]) -> Path | None:
+    """The library that would be preloaded, compiled now if need be; None when there is none."""
+    return _shim(_cache(home), base_env) or _system_openblas()
+
+
+def _cache(home: Path) -> Path:
+    return (home / "cache").absolute()
 
 
 def _preload(library: Path, threads: str, base_env: Mapping[str, str]) -> dict[str, str]:
@@ -130,7 +139,7 @@ def _shim(cache: Path, base_env: Mapping[str, str]) -> Path | None:
     key = hashlib.sha256(
         source + f"\0{library}\0{platform.machine()}\0{' '.join(_FLAGS)}".encode()
     ).hexdigest()
-    shim = (cache / f"sgemm-{key[:16]}.so").absolute()
+    shim = cache / f"sgemm-{key[:16]}.so"
     if shim.is_file():
         return shim
     search = base_env.get("PATH", os.defpath)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,56 @@ def total_memory(root: Path = Path("/")) -> int:
             if text.isdigit() and int(text) > 0
         ]
     return min(limits)
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that programs may still take without hurting those that run: what is cached counts as free."""
+    if sys.platform == "darwin":
+        # A per cent of the memory, as the kernel's own pressure warnings go by.
+        per_cent = _ask("/usr/sbin/sysctl", "-n", "kern.memorystatus_level")
+        return total_memory() * (100 if per_cent is None else per_cent) // 100
+    free = []
+    for line in _read(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            free.append(int(rest.split()[0]) << 10)
+    for folder in _groups(root, "memory"):
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            most, now = _read(folder / limit), _read(folder / used)
+            if most.isdigit() and now.isdigit() and int(most) > 0:
+                free.append(max(0, int(most) - int(now) + _file_cache(folder)))
+    return min(free, default=total_memory(root))
+
+
+def _file_cache(group: Path) -> int:
+    """Bytes of a control group that are cached files: its kernel lets go of them first."""
+    for line in _read(group / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file") and value.isdigit():
+            return int(value)
+    return 0
+
+
+def device_memory(backend: Backend) -> int:
+    """Bytes of the memory that models live in: an NVIDIA GPU's own where MLX computes on one, else ours."""
+    if backend != "cuda":
+        return total_memory()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    query = ("--query-gpu=memory.total", "--format=csv,noheader,nounits", "-i", visible or "0")
+    megabytes = _ask("nvidia-smi", *query)
+    return total_memory() if megabytes is None else megabytes << 20
+
+
+def _ask(*command: str) -> int | None:
+    """The number that a program of the system prints; None when there is no such program or number."""
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return int(out.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 
 def cpu_count(root: Path = Path("/")) -> int:
@@ -101,3 +152,12 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
+
+
+def resident() -> int:
+    """Bytes of memory this process holds; the most that it ever held where the system tells only that."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, where it is in bytes
+    return pages * resource.getpagesize()

@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     logs.setup("runner", debug=os.environ.get("MLXO_DEBUG", "0") not in ("", "0"))
     try:
         end = socket.socket(fileno=int(argv[0]))
+        end.set_inheritable(False)  # a compiler that MLX starts must not hold it open when we are gone
     except (IndexError, ValueError, OSError):
         print("Error: _runner is started by the server, not by hand", file=sys.stderr)
         return 2

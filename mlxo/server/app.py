@@ -10,6 +10,7 @@ from mlxo.core.errors import Busy
 from mlxo.core.settings import Settings
 from mlxo.server import keys, middleware, routes
 from mlxo.server.jobs import Jobs
+from mlxo.server.responses import Responses
 from mlxo.server.scheduler import Scheduler
 from mlxo.store.registry import Registry
 
@@ -30,6 +31,8 @@ def init_app(settings: Settings, registry: Registry, scheduler: Scheduler) -> we
     app[keys.REGISTRY] = registry
     app[keys.SCHEDULER] = scheduler
     app[keys.JOBS] = Jobs()
+    app[keys.RUNNING] = {}
+    app[keys.RESPONSES] = Responses()
     app.on_response_prepare.append(middleware.stamp)
     app.on_shutdown.append(_end_requests)
     routes.add(app)

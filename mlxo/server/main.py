@@ -11,8 +11,9 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -29,15 +30,17 @@ from mlxo.core.settings import Address, Settings
 from mlxo.core.types import ModelSpec
 from mlxo.hardware import detect, estimate
 from mlxo.server.app import init_app
+from mlxo.server.child import Launch
 from mlxo.server.policy import Limits
-from mlxo.server.runner_proxy import Launch, RunnerProxy
-from mlxo.server.scheduler import Runner, Scheduler
+from mlxo.server.scheduler import Scheduler
+from mlxo.server.spare import Spares
 from mlxo.store.gc import GRACE
 from mlxo.store.registry import Registry
 
 log = logging.getLogger(__name__)
 
 HANDLER_GRACE = 3.0  # seconds for handlers to write their last lines at shutdown
+FREE_FOR_SPARE = 1 << 30  # bytes the machine must have free for a spare runner of a tenth of that
 PROBE_SECONDS = 2.0  # to ask who holds the port
 
 USAGE = """\
@@ -46,8 +49,6 @@ Usage: mlxo serve
 Run the server in the foreground, until Ctrl-C or SIGTERM. Other commands start one by themselves.
 MLXO_HOST is the address it listens on (127.0.0.1:11434), MLXO_HOME the folder of its models.
 """
-
-Start = Callable[[ModelSpec], Awaitable[Runner]]
 
 
 def serve(argv: list[str]) -> int:
@@ -61,17 +62,11 @@ def serve(argv: list[str]) -> int:
         )
     settings = core_settings.load()
     logs.setup("server", debug=settings.debug)
-    launch = Launch.from_settings(settings)
-    run(settings, lambda spec: RunnerProxy.start(spec, launch))
-    return 0
-
-
-def run(settings: Settings, start: Start) -> None:
-    """Serve one home. `start` makes runners."""
     paths = Paths(settings.home.absolute())
     with _only_one(paths):
-        if asyncio.run(_serve(settings, paths, start)):
+        if asyncio.run(_serve(settings, paths)):
             os._exit(0)  # a job's thread is stuck, in a system call of the network say; nobody waits for it
+    return 0
 
 
 @contextlib.contextmanager
@@ -102,21 +97,28 @@ def _only_one(paths: Paths) -> Iterator[None]:
         lock.release()
 
 
-async def _serve(settings: Settings, paths: Paths, start: Start) -> bool:
+async def _serve(settings: Settings, paths: Paths) -> bool:
     """Whether a thread was left behind that does not end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    memory = detect.total_memory()
+    backend = detect.backend()
+    memory = detect.device_memory(backend)
     budget = settings.memory or memory * 3 // 4
+    # A GPU's memory, and a Mac's, which gives and compresses, have no figure that is worth a refusal.
+    measured = backend == "cpu" and sys.platform == "linux" and not settings.memory
+    spares = Spares(Launch.from_settings(settings), lambda: _room(settings, scheduler, budget))
     scheduler = Scheduler(
-        start,
-        partial(_size, backend=detect.backend(), machine=memory),
-        Limits(budget, settings.max_loaded),
+        spares.start,
+        partial(_size, backend=backend, machine=memory, context=settings.context),
+        Limits(budget, settings.max_loaded, most=settings.memory or memory),
         keep_alive=settings.keep_alive,
         rows=settings.parallel,
         max_queue=settings.max_queue,
+        patience=settings.load_timeout,
+        free=detect.free_memory if measured else None,
+        idle=spares.idle,
     )
     registry = Registry(paths)
     app = init_app(settings, registry, scheduler)
@@ -135,12 +137,14 @@ async def _serve(settings: Settings, paths: Paths, start: Start) -> bool:
         )
         gc.freeze()  # what the imports made stays: no collection needs to look at it again
         _tell_ready()
+        spares.idle(True)
         sweeping = asyncio.create_task(_sweep(registry))
         await stop.wait()
         log.info("stopping")
         await sweeping
     finally:
         await runner.cleanup()
+        await spares.close()
         paths.daemon_state.unlink(missing_ok=True)
     return any(t.name.startswith("job") and t.is_alive() for t in threading.enumerate())
 
@@ -156,8 +160,19 @@ async def _sweep(registry: Registry) -> None:
         log.info("garbage collected: %d files, %d MB", freed.removed, freed.bytes >> 20)
 
 
-def _size(spec: ModelSpec, backend: str, machine: int) -> int:
-    return estimate.of_folder(Path(spec.path), spec.weights, backend, machine)
+def _size(spec: ModelSpec, backend: str, machine: int, context: int) -> int:
+    tokens = spec.options.num_ctx or context or estimate.CONTEXT
+    size = estimate.of_folder(Path(spec.path), spec.weights, backend, machine, tokens)
+    if spec.draft_weights and spec.draft:
+        draft = estimate.of_folder(Path(spec.draft), spec.draft_weights, backend, machine, tokens)
+        size += draft - estimate.PROCESS
+    return size
+
+
+def _room(settings: Settings, scheduler: Scheduler, budget: int) -> bool:
+    """Whether a spare may be kept: it counts like a model of no weights, and the machine must have plenty."""
+    enough = detect.free_memory() >= FREE_FOR_SPARE
+    return settings.spare and enough and scheduler.used() + estimate.PROCESS <= budget
 
 
 async def _listen(runner: web.AppRunner, address: Address) -> None:

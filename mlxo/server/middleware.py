@@ -6,6 +6,7 @@ sentence, and its traceback goes to the log alone.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import itertools
 import logging
@@ -22,6 +23,7 @@ from aiohttp.typedefs import Middleware
 
 from mlxo import __version__
 from mlxo.core.errors import Busy, Cancelled, InvalidRequest, MlxoError
+from mlxo.server import keys, running
 from mlxo.server.dialects import ollama_lines
 from mlxo.server.dialects.base import ErrorShape
 
@@ -53,6 +55,7 @@ LOCAL_ORIGINS = (
     *("chrome-extension://*", "moz-extension://*", "safari-web-extension://*"),
 )
 
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _ids = itertools.count(1)
 
 
@@ -66,9 +69,17 @@ class Stream:
 
 # How the errors of a route look, where they do not look like Ollama's.
 SHAPES = web.AppKey("shapes", dict[Handler, ErrorShape])
+PUBLIC_ID = web.RequestKey("public id", str)
 REQUEST_ID = web.RequestKey("id", str)
 STREAM = web.RequestKey("stream", Stream)
 ALLOWED_ORIGIN = web.RequestKey("origin", str)
+
+
+def _public_id(request: web.Request) -> str:
+    """What the client calls it, if it may be called so, else what we do."""
+    wanted = request.headers.get("X-Request-Id", "")
+    free = _ID.fullmatch(wanted) and wanted not in request.app[keys.RUNNING]
+    return wanted if free else request[REQUEST_ID]
 
 
 async def start_stream(
@@ -93,7 +104,8 @@ async def name(request: web.Request, handler: Handler) -> web.StreamResponse:
     started = time.monotonic()
     status: int | str = "left"
     try:
-        response = await handler(request)
+        with running.registered(request.app[keys.RUNNING], _public_id(request)) as request[PUBLIC_ID]:
+            response = await handler(request)
         status = response.status
         return response
     finally:
@@ -112,6 +124,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _plain(e, _shape(request))
     except MlxoError as e:
         error = e
+    except asyncio.CancelledError:
+        if not request.app[keys.RUNNING][request[PUBLIC_ID]].was_cancelled():
+            raise
+        error = Cancelled("the request was cancelled")
     except Exception as e:
         if request.transport is None or request.transport.is_closing():
             error = Cancelled("the client left")
@@ -187,6 +203,7 @@ _PREFLIGHT = {
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """On every response, streamed ones included: who answers, and for which page."""
     response.headers["Server"] = SERVER
+    response.headers["X-Request-Id"] = request[PUBLIC_ID]
     origin = request.get(ALLOWED_ORIGIN)
     if origin is not None:
         response.headers["Access-Control-Allow-Origin"] = origin

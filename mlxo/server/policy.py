@@ -20,10 +20,14 @@ class Held(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """`budget` is bytes for all models together, `models` how many of them (0: no limit)."""
+    """`budget` is bytes for all models together, `models` how many of them (0: no limit).
+
+    A model of more than `most` bytes is refused, whatever else could leave (0: every model is tried).
+    """
 
     budget: int
     models: int = 0
+    most: int = 0
 
 
 def fits(held: Sequence[Held], need: int, limits: Limits) -> bool:

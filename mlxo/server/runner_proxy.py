@@ -1,4 +1,4 @@
-"""The daemon's end of a runner: starts the child, speaks frames with it, notices when it dies.
+"""The daemon's end of a runner: speaks frames with the child, notices when it dies or stands still.
 
 Everything here belongs to the event loop. Events of a request pile up without a bound while its HTTP client
 is slow, so that no client can hold up its neighbours; num_predict and num_ctx bound the pile.
@@ -9,180 +9,105 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import socket
-import sys
-from collections import deque
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from mlxo.core import duration, process, wire
-from mlxo.core.errors import InvalidRequest, LoadFailed, MlxoError, RunnerDied, RunnerError, from_code
-from mlxo.core.settings import Settings
-from mlxo.core.types import Event, Failed, Finished, Frozen, ModelSpec, Request, RunnerStats
-from mlxo.hardware import blas
+from mlxo.core import duration, wire
+from mlxo.core.errors import InvalidRequest, LoadFailed, MlxoError, RunnerError, Stalled, from_code
+from mlxo.core.types import Failed, Finished, ModelSpec, Request, RunnerStats
+from mlxo.server.child import EXIT_GRACE, Child, Launch
+from mlxo.server.stream import EventStream
 
 log = logging.getLogger(__name__)
 
-READ = 256 << 10  # bytes a read of the socket
-EXIT_GRACE = 0.5  # seconds between a closed socket and the exit of the child that closed it
+BEAT = 10.0  # seconds without an event until a stream is told that the engine is at work: proxies want bytes
 SHUTDOWN_GRACE = 3.0  # seconds a child has to leave when it is asked to
-LAST_LINES = 20  # of the child's output, kept to explain its death
+_PING = ""  # among the owed: no request is called so
+_NO_MODEL = ModelSpec(name="no model", digest="", path="")
 
 
-class Launch(Frozen, frozen=True, kw_only=True):
-    """How runners are started. `rows` and `context` go into Load; `timeout` is seconds, for ever if <= 0."""
+class RunnerProxy(asyncio.Protocol):
+    """One runner child: made by `spawn`, given its model by `load`, unusable once `gone` is done.
 
-    command: tuple[str, ...]
-    home: str
-    rows: int = 16
-    context: int = 0
-    timeout: float = 300.0
-    blas: str = "auto"
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        return cls(
-            command=tuple(process.command("_runner")),
-            home=str(settings.home),
-            rows=settings.parallel,
-            context=settings.context,
-            timeout=settings.load_timeout,
-            blas=settings.blas,
-        )
-
-
-class EventStream:
-    """The events of one request in batches: all that has come since the last look.
-
-    Iteration ends after the batch with Finished, or raises the error that ended the request. Leaving the
-    `with` block before the end cancels the request in the runner.
+    `warm` is done when its imports are; its result is the bytes it then holds.
     """
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
-        self._cancel = cancel
-        self._batch: list[Event] = []
-        self._error: MlxoError | None = None
-        self._finished = False
-        self._wake: asyncio.Future[None] | None = None
-
-    def put(self, event: Event) -> None:
-        if isinstance(event, Failed):
-            self.fail(from_code(event.code, event.message, event.hint))
-            return
-        self._batch.append(event)
-        self._finished = isinstance(event, Finished)
-        self._notify()
-
-    def fail(self, error: MlxoError) -> None:
-        self._error = error
-        self._finished = True
-        self._notify()
-
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        while not self._batch:
-            if self._error is not None:
-                raise self._error
-            if self._finished:
-                raise StopAsyncIteration
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-        batch, self._batch = self._batch, []
-        return batch
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._finished:
-            self._cancel()
-
-
-class RunnerProxy:
-    """One runner child. Made by `start`; unusable once `gone` is done."""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        child: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        self.spec = spec
+    def __init__(self, launch: Launch, child: Child) -> None:
+        loop = asyncio.get_running_loop()
+        self.spec = _NO_MODEL
         self.stats = RunnerStats()
         self.context = 0
         self.load_ns = 0
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
+        self.warm: asyncio.Future[int] = loop.create_future()
+        self._loop = loop
+        self._launch = launch
         self._child = child
-        self._reader = reader
-        self._writer = writer
+        self._transport: asyncio.WriteTransport | None = None
+        self._unpacker = wire.from_runner()
         self._streams: dict[str, EventStream] = {}
-        self._ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[wire.Ready] = loop.create_future()
         self._ended: MlxoError | None = None
         self._fatal: wire.Fatal | None = None
-        self._lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._log_task = asyncio.create_task(self._copy_output())
-        self._read_task = asyncio.create_task(self._read())
+        self._finishing: asyncio.Task[None] | None = None
+        # What the watchdog goes by: requests whose last event has not come, and when anything came at all.
+        self._owed: set[str] = set()
+        self._heard = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def spawn(cls, launch: Launch) -> Self:
+        """Start a child without a model. Raises LoadFailed."""
+        child = await Child.spawn(launch)
+        with contextlib.ExitStack() as undo:
+            undo.callback(child.kill)
+            undo.callback(child.end.close)
+            loop = asyncio.get_running_loop()
+            _, proxy = await loop.create_unix_connection(lambda: cls(launch, child), sock=child.end)
+            undo.pop_all()
+        return proxy
 
     @classmethod
     async def start(cls, spec: ModelSpec, launch: Launch) -> Self:
-        """Start a child and load `spec` in it. Raises LoadFailed, or what the child says is wrong with it."""
-        extra = await asyncio.to_thread(blas.environment, launch.blas, Path(launch.home), os.environ)
-        ours, theirs = socket.socketpair()
-        with contextlib.ExitStack() as undo, theirs:
-            undo.callback(ours.close)
-            try:
-                child = await asyncio.create_subprocess_exec(
-                    *launch.command,
-                    str(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
-                    env={**os.environ, **extra},
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # a Ctrl-C in the daemon's terminal is the daemon's to handle
-                )
-            except OSError as e:
-                raise LoadFailed(f"a runner cannot be started: {e}") from e
-            undo.callback(_kill, child)
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
-            undo.pop_all()
-        proxy = cls(spec, child, reader, writer)
+        """`spawn` and `load`."""
+        proxy = await cls.spawn(launch)
+        await proxy.load(spec)
+        return proxy
+
+    async def load(self, spec: ModelSpec) -> None:
+        """Raises LoadFailed, or what the child says is wrong with the model; the child is gone then."""
+        self.spec = spec
         loaded = False
         try:
-            await proxy._load(launch)
+            await self._load(spec)
             loaded = True
         finally:
             if not loaded:
-                await proxy.close(grace=0)
-        return proxy
+                await self.close(grace=0)
 
-    async def _load(self, launch: Launch) -> None:
-        self._send(wire.Load(spec=self.spec, rows=launch.rows, context=launch.context))
-        limit = launch.timeout if launch.timeout > 0 else None
+    async def _load(self, spec: ModelSpec) -> None:
+        launch = self._launch
+        self._send(
+            wire.Load(
+                spec=spec,
+                rows=launch.rows,
+                context=launch.context,
+                cache=launch.cache,
+                cache_size=launch.cache_size,
+            )
+        )
         try:
-            ready = await asyncio.wait_for(asyncio.shield(self._ready), limit)
+            ready = await asyncio.wait_for(
+                asyncio.shield(self._ready), launch.timeout if launch.timeout > 0 else None
+            )
         except TimeoutError:
             text = duration.show(int(launch.timeout * 1e9))
             raise LoadFailed(
-                f"{self.spec.name} did not load within {text}", "MLXO_LOAD_TIMEOUT sets a longer limit"
+                f"{spec.name} did not load within {text}", "MLXO_LOAD_TIMEOUT sets a longer limit"
             ) from None
         self.stats, self.context, self.load_ns = ready.stats, ready.context, ready.load_ns
         log.info(
             "loaded %s in %s, %d MB, on %s, pid %d",
-            self.spec.name,
+            spec.name,
             duration.show(ready.load_ns),
             ready.stats.active_bytes >> 20,
             ready.stats.backend,
@@ -192,6 +117,15 @@ class RunnerProxy:
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._ended is None and self._child.alive
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which it has owed a word."""
+        return self._loop.time() - self._heard if self._owed else 0.0
 
     def submit(self, request: Request) -> EventStream:
         """Hand `request` over. Its id must be unlike that of any open request. Raises InvalidRequest."""
@@ -204,12 +138,14 @@ class RunnerProxy:
         except OverflowError:
             raise InvalidRequest("a number in the request has more than 64 bits") from None
         self._streams[request.id] = stream
+        self._expect(request.id)
         return stream
 
     def ping(self) -> None:
         """Ask for fresh `stats`; they are there some moments later."""
         if self._ended is None:
             self._send(wire.Ping())
+            self._expect(_PING)
 
     def abort(self, error: MlxoError) -> None:
         """End every open request with `error`."""
@@ -223,104 +159,115 @@ class RunnerProxy:
             self._ended = RunnerError(f"{self.spec.name} was unloaded")
             if grace:
                 self._send(wire.Shutdown())
-        await self._reap(grace)
-        await asyncio.wait([self._read_task])
+        await self._child.reap(grace)
+        if self._transport is not None:
+            self._transport.abort()
+        await asyncio.wait([self.gone])
 
     def _cancel(self, id_: str) -> None:
-        if self._streams.pop(id_, None) is not None and not self._writer.is_closing():
+        if self._streams.pop(id_, None) is not None:
             self._send(wire.Cancel(id=id_))
 
     def _send(self, frame: wire.ToRunner) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(wire.pack([frame]))
+        data = wire.pack([frame])
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
 
-    # ------------------------------------------------------------ what the child says
+    # ------------------------------------------------------------ the watchdog
 
-    async def _read(self) -> None:
-        unpacker = wire.from_runner()
-        try:
-            while data := await self._reader.read(READ):
-                for frame in unpacker.feed(data):
-                    self._receive(frame)
-        except (ConnectionError, RunnerError) as e:
-            log.warning("the pipe of %s broke: %s", self.spec.name, e)
-        await self._finish()
+    def _expect(self, id_: str) -> None:
+        if not self._owed:
+            self._heard = self._loop.time()
+        self._owed.add(id_)
+        if self._watchdog is None and self._launch.stall > 0:
+            self._watchdog = self._loop.call_later(self._launch.stall, self._check)
 
-    def _receive(self, frame: wire.FromRunner) -> None:
-        if isinstance(frame, wire.Emit):
-            stream = self._streams.get(frame.id)
-            if stream is None:  # cancelled a moment ago
-                return
-            if isinstance(frame.event, Finished | Failed):
-                del self._streams[frame.id]
-            stream.put(frame.event)
-        elif isinstance(frame, wire.Stats):
-            self.stats = frame.stats
-        elif isinstance(frame, wire.Ready):
-            self._ready.set_result(frame)
-        else:
-            self._fatal = frame
+    def _check(self) -> None:
+        """While it has work the engine says something every second, or at the end of a longer step."""
+        self._watchdog = None
+        if not self._owed or self._ended is not None:
+            return
+        left = self._heard + self._launch.stall - self._loop.time()
+        if left > 0:
+            self._watchdog = self._loop.call_later(left, self._check)
+            return
+        text = duration.show(int(self._launch.stall * 1e9))
+        error = Stalled(
+            f"the runner of {self.spec.name} made no progress for {text} and was ended",
+            "ask again: the model is loaded anew; MLXO_STALL_TIMEOUT sets another limit",
+        )
+        log.error("%s", error.message)
+        self._end(error)
+        self._child.kill()
 
-    async def _finish(self) -> None:
-        """The socket is closed: say why to everybody who waits, within a second."""
-        await self._reap(EXIT_GRACE)
-        error = self._ended or self._explain()
+    def _end(self, error: MlxoError) -> None:
         self._ended = error
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            self._ready.exception()  # there may be nobody left who waits for it
         for stream in self._streams.values():
             stream.fail(error)
         self._streams.clear()
-        self._writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
+
+    # ------------------------------------------------------------ what the child says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
+        try:
+            for frame in self._unpacker.feed(data):
+                self._receive(frame)
+        except RunnerError as e:
+            log.warning("the pipe of %s broke: %s", self.spec.name, e)
+            assert self._transport is not None
+            self._transport.abort()
+
+    def _receive(self, frame: wire.FromRunner) -> None:
+        if isinstance(frame, wire.Emit):
+            last = isinstance(frame.event, Finished | Failed)
+            if last:
+                self._owed.discard(frame.id)
+            stream = self._streams.get(frame.id)
+            if stream is None:  # cancelled a moment ago
+                return
+            if last:
+                del self._streams[frame.id]
+            stream.heard = self._heard
+            stream.put(frame.event)
+        elif isinstance(frame, wire.Stats):
+            self.stats = frame.stats
+            self._owed.discard(_PING)
+            for stream in self._streams.values():
+                if self._heard - stream.heard >= BEAT:
+                    stream.heard = self._heard
+                    stream.beat()
+        elif isinstance(frame, wire.Ready):
+            self._ready.set_result(frame)
+        elif isinstance(frame, wire.Warm):
+            self.warm.set_result(frame.resident)
+        else:
+            self._fatal = frame
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._finishing = asyncio.create_task(self._finish())
+
+    async def _finish(self) -> None:
+        """The socket is closed: say why to everybody who waits, within a second."""
+        await self._child.reap(EXIT_GRACE)
+        error = self._ended or self._explain()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # there may be nobody left who waits for it
+        if not self.warm.done():
+            self.warm.cancel()
+        self._end(error)
         self.gone.set_result(None)
 
-    async def _reap(self, grace: float) -> None:
-        """Wait for the child's exit, by force after `grace` seconds, and for the rest of its output."""
-        try:
-            await asyncio.wait_for(self._child.wait(), grace)
-        except TimeoutError:
-            _kill(self._child)
-            await self._child.wait()
-        await asyncio.wait([self._log_task], timeout=EXIT_GRACE)
-
     def _explain(self) -> MlxoError:
-        code = self._child.returncode
-        how = process.explain_exit(code) if code is not None else "its pipe closed"
-        last = self._lines[-1] if self._lines else ""
-        kind = RunnerDied if self._ready.done() else LoadFailed
         if self._fatal is not None:
             return from_code(self._fatal.code, self._fatal.message, self._fatal.hint)
-        doing = "stopped" if self._ready.done() else "stopped while it loaded"
-        message = f"the runner of {self.spec.name} {doing}: {how}" + (
-            f"; its last line was: {last}" if last else ""
-        )
-        log.error("%s", message)
-        hint = "`mlxo daemon logs` shows more"
-        if code == -signal.SIGKILL:
-            hint = "if the machine ran out of memory, use a smaller model or a smaller num_ctx"
-        return kind(message, hint)
-
-    async def _copy_output(self) -> None:
-        """The child's output goes to the daemon's standard error; its last lines are kept."""
-        assert self._child.stdout is not None
-        rest = b""
-        while data := await self._child.stdout.read(READ):
-            *lines, rest = (rest + data).split(b"\n")
-            self._note(lines)
-            rest = rest[-READ:]
-        self._note([rest])
-
-    def _note(self, lines: Sequence[bytes]) -> None:
-        texts = [t for line in lines if (t := line.decode("utf-8", "replace").rstrip())]
-        self._lines.extend(t[-500:] for t in texts)
-        if texts:
-            sys.stderr.write("".join(t + "\n" for t in texts))
-            sys.stderr.flush()
-
-
-def _kill(child: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        child.kill()
+        error = self._child.explain(self.spec.name, self._ready.done())
+        log.log(logging.INFO if self.spec is _NO_MODEL else logging.ERROR, "%s", error.message)
+        return error

@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Protocol
 
-from mlxo.core.errors import Busy, MlxoError
+from mlxo.core.errors import Busy, MlxoError, TooLarge
 from mlxo.core.types import ModelSpec, Request, RunnerStats
 from mlxo.hardware import estimate
 from mlxo.server.policy import Held, Limits, victims
-from mlxo.server.runner_proxy import EventStream
+from mlxo.server.stream import EventStream
 
 log = logging.getLogger(__name__)
 
+RETRY = 30  # seconds until it is worth to ask again for memory that others use
 FOREVER = 292 * 365 * 86400.0  # seconds: what clients are shown for a model that never expires
 
 
@@ -33,6 +34,10 @@ class Runner(Protocol):
     load_ns: int
     gone: asyncio.Future[None]  # done when the process is, however it went
 
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def silent(self) -> float: ...
     def submit(self, request: Request) -> EventStream: ...
     def ping(self) -> None: ...
     def abort(self, error: MlxoError) -> None: ...
@@ -71,10 +76,12 @@ class Resident:
 
 
 class Scheduler:
-    """`start` makes a loaded runner, `size` estimates a model's bytes.
+    """`start` makes a loaded runner, `size` estimates a model's bytes. `idle` is told whether nobody has or
+    waits for a lease, whenever that changes.
 
     `keep_alive` is the default, in seconds; `rows` is how many requests of a model step at once, `max_queue`
-    how many may wait.
+    how many may wait, `patience` for how many seconds for memory (0: as long as it takes). `free` says how
+    many bytes the machine has left; None leaves it all to `limits`.
     """
 
     def __init__(
@@ -86,10 +93,17 @@ class Scheduler:
         keep_alive: float = 300.0,
         rows: int = 16,
         max_queue: int = 512,
+        patience: float = 0.0,
+        free: Callable[[], int] | None = None,
+        idle: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._start = start
+        self._idle = idle
+        self._leases = 0
         self._size = size
         self._limits = limits
+        self._patience = patience
+        self._free = free
         self._keep_alive = keep_alive
         self._rows = rows
         self._max_queue = max_queue
@@ -103,20 +117,37 @@ class Scheduler:
         """All that are in memory or loading, the longest-lived first."""
         return sorted((r for r in self._residents.values() if r.closing is None), key=lambda r: -r.until)
 
+    def used(self) -> int:
+        """Bytes of all that are in memory, loading or on their way out."""
+        return sum(r.size for r in self._residents.values())
+
     @asynccontextmanager
     async def lease(self, spec: ModelSpec, keep_alive: float | None = None) -> AsyncIterator[Runner]:
         """The loaded model, which stays loaded inside the block. `keep_alive` None leaves the model's own.
 
         Raises Busy when too many wait, LoadFailed or what else is wrong with the model.
         """
-        resident = await self._acquire(spec)
-        if keep_alive is not None:
-            resident.keep_alive = keep_alive
+        with self._counted():
+            resident = await self._acquire(spec)
+            if keep_alive is not None:
+                resident.keep_alive = keep_alive
+            try:
+                assert resident.runner is not None
+                yield resident.runner
+            finally:
+                self._release(resident)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._leases += 1
+        if self._leases == 1:
+            self._idle(False)
         try:
-            assert resident.runner is not None
-            yield resident.runner
+            yield
         finally:
-            self._release(resident)
+            self._leases -= 1
+            if not self._leases:
+                self._idle(True)
 
     async def unload(self, name: str, digest: str) -> None:
         """Let a model go: now if it is idle, else when its last request ends; nothing if it is not loaded.
@@ -151,9 +182,7 @@ class Scheduler:
         try:
             resident = self._usable(spec)
             if resident is None:
-                async with self._admission:
-                    resident = self._usable(spec) or await self._admit(spec)
-                    self._hold(resident)
+                resident = await self._admitted(spec)
             else:
                 self._hold(resident)
             await self._loaded(resident)
@@ -176,11 +205,29 @@ class Scheduler:
         resident = self._residents.get(spec.digest)
         if resident is None or resident.draining or resident.closing is not None:
             return None
+        if resident.runner is not None and not resident.runner.alive:
+            return None  # its death is about to be noticed: the request need not share it
         return resident
+
+    async def _admitted(self, spec: ModelSpec) -> Resident:
+        """In memory or loading, and held. Raises Busy when `patience` ends before there is room."""
+        try:
+            async with asyncio.timeout(self._patience if self._patience > 0 else None), self._admission:
+                resident = self._usable(spec) or await self._admit(spec)
+                self._hold(resident)
+                return resident
+        except TimeoutError:
+            busy = ", ".join(r.spec.name for r in self._residents.values() if r.refs) or "other models"
+            raise Busy(
+                f"{spec.name} does not fit beside what is in use: {busy}",
+                "try again later, or let one go with mlxo stop",
+                retry_after=RETRY,
+            ) from None
 
     async def _admit(self, spec: ModelSpec) -> Resident:
         """Make room for `spec` and begin to load it. The caller holds the admission lock."""
         size = await asyncio.to_thread(self._size, spec)
+        self._check_size(spec, size)
         try:
             while leaving := self._leaving(spec, size):
                 for resident in self._residents.values():
@@ -210,11 +257,37 @@ class Scheduler:
             Held(digest, r.size, float("-inf") if r.closing else r.last_used, busy=r.refs > 0)
             for digest, r in self._residents.items()
         ]
-        chosen = [self._residents[v.key] for v in victims(held, size, self._limits)]
+        limits = self._limits
+        if (room := self._room()) is not None:
+            limits = limits._replace(budget=min(limits.budget, room))
+        chosen = [self._residents[v.key] for v in victims(held, size, limits)]
         old = self._residents.get(spec.digest)
         if old is not None and old not in chosen:  # the same model, on its way out: one key, one resident
             chosen.append(old)
         return chosen
+
+    def _room(self) -> int | None:
+        """Bytes that all models may take by what the machine has left. What still loads has not taken its."""
+        if self._free is None:
+            return None
+        return self._free() + sum(r.size for r in self._residents.values() if r.runner is not None)
+
+    def _check_size(self, spec: ModelSpec, size: int) -> None:
+        """Raises TooLarge or Busy when it would not fit if all others left: so that none leaves in vain."""
+        needs = f"{spec.name} needs about {_gigabytes(size)} of memory"
+        most = self._limits.most
+        if most and size > most:
+            raise TooLarge(
+                f"{needs}, and models may take {_gigabytes(most)} on this machine",
+                "use a smaller quantisation of it, or a smaller num_ctx if a large one is set",
+            )
+        room = self._room()
+        if room is not None and size > room:
+            raise Busy(
+                f"{needs}, and other programs leave {_gigabytes(room)}",
+                "close some of them, use a smaller model, or set MLXO_MEMORY to try it anyway",
+                retry_after=RETRY,
+            )
 
     async def _load(self, resident: Resident) -> None:
         runner = await self._start(resident.spec)
@@ -289,3 +362,7 @@ class Scheduler:
         if self._residents.get(resident.spec.digest) is resident:
             del self._residents[resident.spec.digest]
         self._changed.set()
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GB"

@@ -11,10 +11,10 @@ import msgspec
 
 from mlxo import OLLAMA_API_VERSION
 from mlxo.chat.template import Template, capabilities
-from mlxo.core.errors import InvalidRequest, NotFound, UnsupportedModel
-from mlxo.core.names import HUB_HOSTS, ModelName
+from mlxo.core.errors import InvalidRequest, ModelNotFound, NotFound, UnsupportedModel
+from mlxo.core.names import DEFAULT_TAG, HUB_HOSTS, ModelName
 from mlxo.core.options import Options
-from mlxo.core.types import Frozen, Layer, Message
+from mlxo.core.types import NGRAM, Frozen, Layer, Message
 from mlxo.modelfile import Modelfile, Quantize
 from mlxo.store import gallery, hub, inspect, manifests, package, sources
 from mlxo.store.entries import Overrides
@@ -73,12 +73,11 @@ def create(
     """Make or replace a model. It may raise all of the tree; the name then means what it did before."""
     target = ModelName.parse(name)
     check_recipe(recipe)
+    _check_draft(registry, recipe.draft)
     with registry.workspace() as folder:
         making = Making(
             registry=registry, folder=folder, report=report, cancelled=cancelled, quantize=recipe.quantize
         )
-        if recipe.draft:
-            making.say(f"storing DRAFT {recipe.draft}: this version does not use it")
         return finish(making, target, _base(making, recipe), recipe)
 
 
@@ -115,6 +114,15 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
+def _check_draft(registry: Registry, draft: str | None) -> None:
+    """Raises ModelNotFound for a DRAFT that is no model here, InvalidName for one that cannot be."""
+    if draft and draft != NGRAM and not registry.has(ModelName.parse(draft)):
+        raise ModelNotFound(
+            f"DRAFT names the model '{draft}', which is not here",
+            f"mlxo pull {draft} fetches it; DRAFT {NGRAM} needs no model",
+        )
+
+
 def finish(making: Making, target: ModelName, base: Base, recipe: Recipe) -> Stored:
     """Lay the recipe over the base, write the manifest."""
     registry = making.registry
@@ -135,7 +143,10 @@ def _base(making: Making, recipe: Recipe) -> Base:
     if not source:
         return sources.from_files(making, recipe.files)
     if source.startswith(package.PREFIX):
-        return sources.from_gguf(making, package.locate(source), None, source)
+        path = package.locate(source)
+        if path.is_dir():
+            return sources.from_folder(making, path, source)
+        return sources.from_gguf(making, path, None, source)
     name = ModelName.parse(source)
     if not making.registry.has(name):
         modelfile = gallery.find(name)
@@ -150,11 +161,17 @@ def _base(making: Making, recipe: Recipe) -> Base:
 
 def unknown(name: ModelName, registry: Registry) -> str:
     """The hint for a name that is neither here nor in the gallery nor on a hub."""
-    here = [ModelName.parse(entry.name).short for entry in registry.list()]
-    close = difflib.get_close_matches(name.short, [*here, *gallery.listing().split(", ")], n=1, cutoff=0.75)
+    if known := gallery.variants(name):
+        return f"{name.model} comes as {', '.join(known)}"
+    here = [ModelName.parse(entry.name) for entry in registry.list()]
+    there = [n for modelfile in gallery.entries() for n in gallery.names(modelfile)]
+    # Without the tag that so many have, or each would be like every other.
+    words = [n.short.removesuffix(f":{DEFAULT_TAG}") for n in (name, *here, *there)]
+    close = difflib.get_close_matches(words[0], words[1:], n=1, cutoff=0.75)
     if close:
         return f"did you mean {close[0]}?"
-    return f"the gallery has {gallery.listing()}; a Hugging Face model is {HUB_HOSTS[0]}/ORG/{name.model}"
+    families = ", ".join(gallery.families())
+    return f"the gallery has {families}; a Hugging Face model is {HUB_HOSTS[0]}/ORG/{name.model}"
 
 
 def _merged(base: Overrides, recipe: Recipe) -> Overrides:
@@ -191,7 +208,7 @@ def _config(base: Base, recipe: Recipe, over: Overrides, facts: Facts) -> ModelC
         file_type=base.label or facts.file_type,
         context_length=facts.context_length,
         embedding_length=facts.embedding_length,
-        capabilities=capabilities(template),
+        capabilities=facts.capabilities if facts.embeds else capabilities(template),
         renderer=recipe.renderer or (old.renderer if old else None),
         parser=recipe.parser or (old.parser if old else None),
         requires=recipe.requires or (old.requires if old else None),

@@ -20,6 +20,8 @@ _OTHERS = (
     "vocab.txt",
     "*.tiktoken",
 )
+# How an embedding model makes one vector of all; the only file in a folder of its own.
+POOLING = "1_Pooling/config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -40,7 +42,8 @@ def is_weights(name: str) -> bool:
 
 def select(names: Iterable[str]) -> list[str]:
     """The names that belong to the model. Raises UnsupportedModel when there are no safetensors weights."""
-    top = sorted(name for name in names if "/" not in check_relative(name) and not name.startswith("."))
+    names = [check_relative(name) for name in names]
+    top = sorted(name for name in names if "/" not in name and not name.startswith("."))
     if not any(is_weights(name) for name in top):
         pickle = next((name for name in top if name.lower().endswith(_PICKLES)), None)
         if pickle is not None:
@@ -52,7 +55,14 @@ def select(names: Iterable[str]) -> list[str]:
             "no Modelfile or safetensors files found",
             "a model folder holds config.json and model*.safetensors",
         )
-    return [n for n in top if is_weights(n) or any(fnmatch.fnmatchcase(n, p) for p in _OTHERS)]
+    chosen = [n for n in top if is_weights(n) or any(fnmatch.fnmatchcase(n, p) for p in _OTHERS)]
+    return [*chosen, POOLING] if POOLING in names else chosen
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder and may be a model's. Raises OSError."""
+    found = [path.name for path in folder.iterdir() if path.is_file()]
+    return [*found, POOLING] if (folder / POOLING).is_file() else found
 
 
 def scan(folder: Path) -> dict[str, Path]:
@@ -61,7 +71,7 @@ def scan(folder: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise NotFound(f"there is no folder {folder}")
     with disk.guard(folder):
-        found = select([path.name for path in root.iterdir() if path.is_file()])
+        found = select(names(root))
     for name in found:
         if not (root / name).resolve().is_relative_to(root):
             raise InvalidRequest(

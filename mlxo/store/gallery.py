@@ -1,4 +1,7 @@
-"""The gallery: Modelfiles that ship with mlxo, Modelfiles/<family>/<variant>. Each names what it makes."""
+"""The gallery: Modelfiles that ship with mlxo, Modelfiles/<family>/<variant>. Each names what it makes.
+
+A family without a tag means the variant whose file says `# alias: FAMILY:latest`; one file of each says so.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlxo
-from mlxo.core.names import ModelName
+from mlxo.core.names import DEFAULT_NAMESPACE, ModelName
 from mlxo.modelfile import Modelfile, parse
 
 
@@ -33,6 +36,15 @@ def find(name: ModelName) -> Modelfile | None:
     return next((m for m in entries() if name.key in (n.key for n in names(m))), None)
 
 
-def listing() -> str:
-    """The names that can be pulled, for a hint."""
-    return ", ".join(sorted(n.short for m in entries() for n in names(m)[:1]))
+def families() -> dict[str, list[Modelfile]]:
+    """The variants of each family, what the family's name alone means first."""
+    found: dict[str, list[Modelfile]] = {}
+    for modelfile in entries():
+        found.setdefault(names(modelfile)[0].model, []).append(modelfile)
+    return {family: sorted(found[family], key=lambda m: not m.aliases) for family in sorted(found)}
+
+
+def variants(name: ModelName) -> list[str]:
+    """What the family that `name` asks for comes as; nothing when it is no family of the gallery."""
+    known = families().get(name.model.lower(), []) if name.namespace == DEFAULT_NAMESPACE else []
+    return [names(modelfile)[0].short for modelfile in known]

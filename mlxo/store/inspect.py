@@ -36,6 +36,8 @@ _INFO = (
     ("num_experts", "expert_count"),
     ("num_experts_per_tok", "expert_used_count"),
 )
+# What reads both ways and writes nothing, by model_type.
+_ENCODERS = ("bert", "distilbert", "modernbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta")
 MAX_JSON = 64 << 20  # bytes; config.json, tokenizer_config.json and chat templates are far smaller
 
 
@@ -51,6 +53,11 @@ class Facts(Frozen, frozen=True, kw_only=True):
     template: str | None
     info: dict[str, Any]
     tensors: tuple[Tensor, ...]
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors, and no text."""
+        return self.capabilities == ("embedding",)
 
     @property
     def parameter_size(self) -> str:
@@ -85,11 +92,16 @@ def describe(files: Mapping[str, Path]) -> Facts:
             merged, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"
         ),
         embedding_length=_integer(merged, "hidden_size", "n_embd", "d_model", "dim"),
-        capabilities=capabilities(template),
+        capabilities=("embedding",) if _embeds(family, files) else capabilities(template),
         template=template,
         info=_model_info(family, merged, count_parameters(tensors, config)),
         tensors=tensors,
     )
+
+
+def _embeds(family: str, files: Mapping[str, Path]) -> bool:
+    """By its family, or as what Sentence Transformers wrote: then there is a list of its modules."""
+    return family in _ENCODERS or "modules.json" in files
 
 
 def gguf_file_type(path: Path) -> str:

@@ -37,7 +37,7 @@ LICENSE = "application/vnd.ollama.image.license"
 FILES = (WEIGHTS, JSON)
 
 MAX_BYTES = 4 << 20  # of a manifest; 10 000 shards fit
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]{0,199}\Z")
+_FILE_NAME = re.compile(r"(?:1_Pooling/config\.json|[A-Za-z0-9_][A-Za-z0-9_.+ -]{0,199})\Z")
 
 
 class Source(Frozen, frozen=True, kw_only=True):
@@ -113,7 +113,9 @@ def make(config: Layer, layers: tuple[Layer, ...]) -> Manifest:
 
 
 def check_file_name(name: str) -> str:
-    """A plain name without a folder. Raises InvalidRequest: names come from uploads, hubs and manifests."""
+    """A plain name; one file alone has a folder. Raises InvalidRequest: names come from uploads, hubs and
+    manifests.
+    """
     if not _FILE_NAME.match(name):
         raise InvalidRequest(f"a model cannot hold a file named {name[:80]!r}")
     return name

@@ -16,7 +16,7 @@ _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z", re.
 
 
 def locate(source: str) -> Path:
-    """The file that `package:MODULE/FILE` means.
+    """The file or the folder that `package:MODULE/FILE` means.
 
     Raises NotFound with the command to type when the package or the file is missing, InvalidRequest for a
     path that leaves the package's folder.
@@ -36,7 +36,7 @@ def locate(source: str) -> Path:
         path = (folder / file).resolve()
         if not path.is_relative_to(folder.resolve()):
             raise InvalidRequest(f"insecure path: {source[:120]!r} leaves its package")
-        if path.is_file():
+        if path.exists():
             return path
     raise NotFound(f"the Python package {module} holds no file {file[:120]!r}", _advice(module))
 

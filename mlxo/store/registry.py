@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 
 from mlxo.core import options
-from mlxo.core.errors import Corrupt, NotFound, StoreError
+from mlxo.core.errors import Corrupt, InvalidName, ModelNotFound, NotFound, StoreError
 from mlxo.core.names import ModelName
 from mlxo.core.options import Options
 from mlxo.core.paths import Paths
-from mlxo.core.types import Layer, Message, ModelSpec
+from mlxo.core.types import NGRAM, Layer, Message, ModelSpec
 from mlxo.store import gc as cleaning
 from mlxo.store import inspect, manifests, show, work
 from mlxo.store.blobs import Blobs
@@ -89,11 +89,12 @@ class Registry:
         stored = self.find(name)
         config = self.config(stored)
         over = self.overrides(stored)
+        draft, draft_weights = self._draft(stored.name, config.draft)
         return ModelSpec(
             name=stored.name.short,
             digest=stored.digest,
             path=str(self.views.ensure(stored)),
-            weights=sum(layer.size for layer in stored.manifest.of(manifests.WEIGHTS)),
+            weights=_weights(stored),
             context=config.context_length,
             template=over.template,
             system=over.system,
@@ -101,8 +102,23 @@ class Registry:
             options=over.options,
             capabilities=config.capabilities,
             keep_alive=config.keep_alive,
-            draft=config.draft,
+            draft=draft,
+            draft_weights=draft_weights,
+            parser=config.parser,
         )
+
+    def _draft(self, name: ModelName, wanted: str | None) -> tuple[str | None, int]:
+        """DRAFT as a runner takes it, and the bytes of its weights. None where its model is gone or damaged:
+        drafts make an answer faster, never different.
+        """
+        if wanted is None or wanted == NGRAM:
+            return wanted, 0
+        try:
+            stored = self.find(wanted)
+            return str(self.views.ensure(stored)), _weights(stored)
+        except (InvalidName, ModelNotFound, StoreError) as e:
+            log.warning("%s answers without its DRAFT %s: %s", name.short, wanted, e)
+            return None, 0
 
     def list(self) -> list[Entry]:
         """Newest first. A model that cannot be read is left out, with a warning in the log."""
@@ -218,3 +234,7 @@ class Registry:
         cleaning.sweep(self.paths, self.blobs, self.manifests, stored.manifest.blobs)
         if all(other.digest != stored.digest for other in self.manifests.all()[0]):
             self.views.remove(stored.digest)
+
+
+def _weights(stored: Stored) -> int:
+    return sum(layer.size for layer in stored.manifest.of(manifests.WEIGHTS))

@@ -96,6 +96,16 @@ def from_files(making: Making, files: Mapping[str, str], origin: str = "upload")
     return Base(files=tuple(layers))
 
 
+def from_folder(making: Making, path: Path, origin: str) -> Base:
+    """A safetensors folder on this machine. Raises what `from_files` does."""
+    blobs = making.registry.blobs
+
+    def add(file: Path) -> str:
+        return blobs.add_file(file, tick=lambda _: check(making.cancelled)).digest
+
+    return from_files(making, {name: add(file) for name, file in folder.scan(path).items()}, origin)
+
+
 def from_gguf(making: Making, path: Path, digest: str | None, origin: str) -> Base:
     """`digest` is None for a file outside the registry, which is then hashed."""
     making.say("parsing GGUF")

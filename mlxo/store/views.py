@@ -42,7 +42,8 @@ class Views:
         return view
 
     def _target(self, layer: Layer) -> str:
-        return os.path.relpath(self._blobs.path(layer.digest), self.path("0" * 64))
+        link = self.path("0" * 64) / str(layer.name)
+        return os.path.relpath(self._blobs.path(layer.digest), link.parent)
 
     def _complete(self, view: Path, files: tuple[Layer, ...]) -> bool:
         return all(_links(view / str(layer.name), self._target(layer)) for layer in files)
@@ -84,7 +85,9 @@ class Views:
 def link_files(folder: Path, targets: dict[str, str]) -> None:
     """Make symbolic links; the names were checked when their manifest was read."""
     for name, target in targets.items():
-        (folder / name).symlink_to(target)
+        link = folder / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(target)
 
 
 def _links(link: Path, target: str) -> bool:

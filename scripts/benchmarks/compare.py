@@ -1,8 +1,8 @@
-"""The side-by-side table: mlxo over HTTP / BatchGenerator in process / mlx_lm.server, one machine, one run.
+"""What the benchmarks share: servers as children, a BatchGenerator in process, rounds in turn, a table.
 
-usage: scripts/bench [--model NAME] [--streams 1,4,16] [--tokens 32] [--words 8] [--rounds 3] [--json FILE]
-All three are up during the whole run and take turns, so that a noisy neighbour hurts them alike; each gets
-one unmeasured round first (compiled kernels, page cache). mlx_lm.server runs as it comes, on the same folder.
+All contenders are up during the whole run and take turns, so that a noisy neighbour hurts them alike; each
+gets one unmeasured round first (compiled kernels, page cache). mlx_lm.server runs as it comes, on the same
+folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -19,19 +20,19 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from load import Target, load
+from load import Target, load, prompt
 
 from mlxo.core.paths import Paths
-from mlxo.core.settings import load as load_settings
-from mlxo.hardware.blas import environment
 from mlxo.store.registry import Registry
 
 HERE = Path(__file__).parent
 OURS = "mlxo over HTTP"
+MLXO = [sys.executable, "-P", "-m", "mlxo"]  # -P: the installed one, whatever the current folder holds
 Rows = dict[int, list[dict[str, float]]]
 
 
@@ -55,13 +56,20 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def served(command: list[str], url: str, env: dict[str, str]) -> Iterator[None]:
-    """`command` as a server, its output in a file that is shown when it fails."""
-    with tempfile.TemporaryFile() as log:
+def served(command: list[str], url: str, env: dict[str, str], output: Path | None = None) -> Iterator[int]:
+    """`command` as a server, and its process id. What it prints goes to the file `output`, and the end of it
+    is shown when it does not start.
+    """
+    with output.open("w+b") if output else tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
         try:
-            wait_for(url, process)
-            yield
+            try:
+                wait_for(url, process)
+            except SystemExit:
+                log.seek(0)
+                sys.stderr.write(log.read()[-4000:].decode(errors="replace"))
+                raise
+            yield process.pid
         finally:
             process.terminate()
             try:
@@ -79,31 +87,69 @@ def over_http(target: Target, a: argparse.Namespace) -> Round:
 
 
 @contextlib.contextmanager
-def in_process(folder: Path, a: argparse.Namespace, env: dict[str, str]) -> Iterator[Round]:
-    words = [sys.executable, str(HERE / "inproc.py"), str(folder), str(a.tokens), str(a.words)]
+def asked(
+    folder: Path, a: argparse.Namespace, env: dict[str, str], what: str = "generator"
+) -> Iterator[Callable[[list[str]], dict[str, float]]]:
+    """inproc.py as a child: a row of figures for each list of prompts."""
+    words = [sys.executable, str(HERE / "inproc.py"), str(folder), str(a.tokens), str(rows(a)), what]
     with subprocess.Popen(words, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         stdin, stdout = child.stdin, child.stdout
         assert stdin is not None
         assert stdout is not None
 
-        def one(streams: int, seed: int) -> dict[str, float]:
-            print(streams, seed, file=stdin, flush=True)
+        def one(texts: list[str]) -> dict[str, float]:
+            print(json.dumps(texts), file=stdin, flush=True)
             return dict(json.loads(stdout.readline()))
 
         yield one
 
 
 @contextlib.contextmanager
-def mlxo(a: argparse.Namespace, home: Path) -> Iterator[tuple[Round, Path]]:
-    """mlxo's server with the model pulled, and the folder that its runner loads."""
+def in_process(
+    folder: Path, a: argparse.Namespace, env: dict[str, str], what: str = "generator"
+) -> Iterator[Round]:
+    with asked(folder, a, env, what) as one:
+        yield lambda streams, seed: one([prompt(seed + i, a.words) for i in range(streams)])
+
+
+def rows(a: argparse.Namespace) -> int:
+    """Sequences that step together: mlxo's default, or as many as the largest load has streams."""
+    return max(16, *a.streams)
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running mlxo server: `folder` is what its runner loads of the model."""
+
+    url: str
+    pid: int
+    folder: Path
+
+
+@contextlib.contextmanager
+def mlxo(
+    model: str,
+    verb: list[str],
+    home: Path,
+    parallel: int,
+    env: dict[str, str] | None = None,
+    output: Path | None = None,
+) -> Iterator[Daemon]:
+    """mlxo's server with the model that `verb` (pull or create) brings."""
     port = free_port()
-    env = os.environ | {"MLXO_HOST": f"127.0.0.1:{port}", "MLXO_HOME": str(home), "MLXO_KEEP_ALIVE": "-1"}
+    env = dict(os.environ) | {
+        "MLXO_HOST": f"127.0.0.1:{port}",
+        "MLXO_HOME": str(home),
+        "MLXO_KEEP_ALIVE": "-1",
+        "MLXO_NUM_PARALLEL": str(parallel),
+        **(env or {}),
+    }
     url = f"http://127.0.0.1:{port}"
-    with served([sys.executable, "-m", "mlxo", "serve"], url + "/api/version", env):
-        pull = [sys.executable, "-m", "mlxo", "pull", a.model]
-        subprocess.run(pull, env=env, check=True, stderr=subprocess.DEVNULL)
-        folder = Path(Registry(Paths(home)).resolve(a.model).path)
-        yield over_http(Target(OURS, url, a.model, "ollama"), a), folder
+    with served([*MLXO, "serve"], url + "/api/version", env, output) as pid:
+        done = subprocess.run([*MLXO, *verb], env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"mlxo {verb[0]} failed: {done.stderr[-2000:]}")
+        yield Daemon(url, pid, Path(Registry(Paths(home)).resolve(model).path))
 
 
 @contextlib.contextmanager
@@ -116,11 +162,14 @@ def mlx_lm(a: argparse.Namespace, folder: Path) -> Iterator[Round]:
         yield over_http(Target("mlx_lm.server", url, "default_model", "openai"), a)
 
 
-def measure(rounds: dict[str, Round], a: argparse.Namespace) -> dict[str, Rows]:
+def measure(rounds: dict[str, Round], a: argparse.Namespace, deadline: float = math.inf) -> dict[str, Rows]:
+    """`a.rounds` measured rounds after a warm one; none is begun after `deadline` (time.monotonic)."""
     results: dict[str, Rows] = {label: {n: [] for n in a.streams} for label in rounds}
     for turn in range(a.rounds + 1):
-        for n in a.streams if turn else [max(a.streams)]:
+        for n in a.streams:
             for label, one in rounds.items():
+                if turn and time.monotonic() > deadline:
+                    return results
                 row = one(n, turn * 1000 + n * 100)
                 print(
                     f"  {turn or 'warm'}: {label} {n} streams: {row['aggregate']:.1f} tok/s", file=sys.stderr
@@ -139,41 +188,13 @@ def best(rows: list[dict[str, float]], key: str) -> float:
 
 
 def show(results: dict[str, Rows], streams: list[int]) -> None:
-    print(f"{'':28}" + "".join(f"{n:>6} streams" for n in streams) + "   (aggregate tok/s; TTFT s)")
+    width = 8 + max(len(label) for label in results)
+    print(" " * width + "".join(f"{n:>6} streams" for n in streams) + "   (aggregate tok/s; TTFT s)")
     for label, rows in results.items():
         cells = (f"{best(rows[n], 'aggregate'):>7.1f} {best(rows[n], 'ttft'):>6.2f}" for n in streams)
-        print(f"{label:28}" + "".join(cells))
+        print(f"{label:{width}}" + "".join(cells))
     ours = results[OURS]
     for label, rows in results.items():
         if rows is not ours:
             cells = (f"{best(ours[n], 'aggregate') / best(rows[n], 'aggregate'):>14.2f}" for n in streams)
-            print(f"{'mlxo / ' + label:28}" + "".join(cells))
-
-
-def main() -> None:
-    p = argparse.ArgumentParser(prog="scripts/bench")
-    p.add_argument("--model", default="smollm2")
-    p.add_argument("--streams", type=lambda t: [int(x) for x in t.split(",")], default=[1, 4, 16])
-    p.add_argument("--tokens", type=int, default=32)
-    p.add_argument("--words", type=int, default=8, help="filler words in a prompt")
-    p.add_argument("--rounds", type=int, default=3, help="measured rounds; the best counts")
-    p.add_argument("--skip", default="", help="comma list of: inproc, mlx_lm")
-    p.add_argument("--json", type=Path)
-    a = p.parse_args()
-    settings = load_settings()
-    fast = os.environ | environment(settings.blas, settings.home, os.environ)
-    with contextlib.ExitStack() as stack:
-        ours, folder = stack.enter_context(mlxo(a, settings.home))
-        rounds = {OURS: ours}
-        if "inproc" not in a.skip:
-            rounds["in process"] = stack.enter_context(in_process(folder, a, fast))
-        if "mlx_lm" not in a.skip:
-            rounds["mlx_lm.server"] = stack.enter_context(mlx_lm(a, folder))
-        results = measure(rounds, a)
-    show(results, a.streams)
-    if a.json:
-        a.json.write_text(json.dumps(results, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+            print(f"{'mlxo / ' + label:{width}}" + "".join(cells))

@@ -27,10 +27,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Answer:
-    """Seconds since the load began; `text` is what was generated."""
+    """Seconds since the load began; `chunks` counts the pieces in which `text` came."""
 
     first: float
     last: float
+    chunks: int
     tokens: int
     prompt_tokens: int
     text: str
@@ -101,7 +102,7 @@ async def ask(target: Target, text: str, tokens: int, start: float) -> Answer:
             first = first or last
             parts.append(delta)
     writer.close()
-    return Answer(first, last, usage[0], usage[1], "".join(parts))
+    return Answer(first, last, len(parts), usage[0], usage[1], "".join(parts))
 
 
 async def load(target: Target, streams: int, tokens: int, words: int, seed: int) -> dict[str, float]:
@@ -115,6 +116,7 @@ async def load(target: Target, streams: int, tokens: int, words: int, seed: int)
         "streams": streams,
         "tokens": sum(a.tokens for a in answers),
         "prompt_tokens": max(a.prompt_tokens for a in answers),
+        "chunks": sum(a.chunks for a in answers),
         "wall": wall,
         "aggregate": sum(a.tokens for a in answers) / wall,
         "decode": statistics.median(pace) if pace else 0.0,

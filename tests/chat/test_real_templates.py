@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mlxo.chat import reasoning, tools
+from mlxo.chat import harmony, reasoning, tools
+from mlxo.chat.harmony import AnswerSplitter
+from mlxo.chat.splitter import Splitter
 from mlxo.chat.template import Template, capabilities
 from mlxo.core.errors import InvalidRequest
-from mlxo.core.types import Function, Message, ToolCall
+from mlxo.core.types import Call, Function, Message, ToolCall
 from tests import models
 from tests.jobs.index import fetch
 
@@ -84,13 +86,41 @@ def test_what_is_read_from_the_text(templates: dict[str, str]) -> None:
     assert capabilities(templates["Qwen-Qwen2.5-7B-Instruct"]) == ("completion", "tools")
     assert capabilities(templates["meta-llama-Llama-3.2-3B-Instruct"]) == ("completion", "tools")
     assert capabilities(templates["google-gemma-2-2b-it"]) == ("completion",)
-    hermes = {name for name, source in templates.items() if tools.pick(source)}
-    assert hermes >= {
-        "Qwen-Qwen3-0.6B",
-        "Qwen-Qwen2.5-7B-Instruct",
-        "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
-    }
-    assert not hermes & {"Qwen3-Coder", "GLM-4.6", "Kimi-K2-Instruct", "mistralai-Mistral-Nemo-Instruct-2407"}
+    assert "thinking" in capabilities(templates["openai-gpt-oss-120b"])
+
+
+# Their templates write out no calls, or write them behind a header that is no part of an answer.
+UNWRITTEN = {
+    *("GigaChat3-10B-A1.8B", "GigaChat3.1-10B-A1.8B", "HuggingFaceTB-SmolLM3-3B", "Kimi-K3", "LFM2-8B-A1B"),
+    *("LFM2.5-Instruct", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "google-gemma-2-2b-it", "muse-glimmer"),
+    *("ibm-granite-granite-3.3-2B-Instruct", "llama-cpp-rwkv-world", "meetkai-functionary-medium-v3.2"),
+    "microsoft-Phi-3.5-mini-instruct",
+}
+
+
+def test_the_calls_that_a_template_writes_are_read_again(templates: dict[str, str]) -> None:
+    parameters = WEATHER["function"]["parameters"]
+    read = set()
+    for name, source in templates.items():
+        if name in UNWRITTEN | NO_CALLS:
+            continue
+        turns = [Message(role="user", content="QQ"), Message(role="assistant", tool_calls=(CALL,))]
+        template = Template(source, SPECIAL)
+        text = template.render(turns, tools=[WEATHER], think=False, add_generation_prompt=False)
+        answer = text[text.rindex("QQ") + 2 :]
+        if name.startswith("meta-llama"):
+            answer = answer[answer.index("{") :]  # the header before it is the prompt's
+        parser = tools.pick(source)
+        known = {"get_weather": parameters}
+        reader: AnswerSplitter = Splitter((), None, parser, schemas=known, bare=True)
+        if harmony.speaks(source):
+            reader = harmony.Harmony(tools=True)
+        pieces = [piece for c in answer for piece in reader.feed(c)] + reader.finish()
+        calls = [p.call.function for p in pieces if isinstance(p, Call)]
+        assert calls == [CALL.function], name
+        read.add("harmony" if parser is None else parser.name)
+    assert len(read) >= 18
+    assert {"hermes", "qwen3-coder", "llama", "mistral", "gemma", "deepseek", "glm", "kimi", "minimax"} < read
 
 
 def test_blocks_that_the_prompt_opens_and_closes(templates: dict[str, str]) -> None:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxo.chat import tools
 from mlxo.chat.reasoning import Markers
 from mlxo.chat.splitter import Piece, Splitter
-from mlxo.chat.tools import hermes
+from mlxo.chat.tools.values import json_calls
 from mlxo.core.types import Call, Function, TextDelta, ThinkDelta, ToolCall
 from tests import models
 
@@ -28,7 +28,7 @@ def run(
     inside: bool = False,
 ) -> tuple[list[tuple[str, object]], str | None]:
     """The events with neighbours of one kind joined, and the stop string."""
-    splitter = Splitter(stops, THINK if think else None, hermes.PARSER if calls else None, inside)
+    splitter = Splitter(stops, THINK if think else None, tools.HERMES if calls else None, inside)
     pieces: list[Piece] = []
     for chunk in chunks:
         pieces += splitter.feed(chunk)
@@ -124,7 +124,7 @@ def test_a_stop_string_ends_reasoning_and_calls_too() -> None:
 
 
 def test_after_a_stop_nothing_comes_and_what_was_held_comes_at_once() -> None:
-    splitter = Splitter(("STOP",), THINK, hermes.PARSER)
+    splitter = Splitter(("STOP",), THINK, tools.HERMES)
     assert splitter.feed("a <toolSTOP") == [TextDelta(text="a <tool")]
     assert splitter.stopped == "STOP"
     assert splitter.feed("more") == []
@@ -132,7 +132,7 @@ def test_after_a_stop_nothing_comes_and_what_was_held_comes_at_once() -> None:
 
 
 def test_text_is_not_held_longer_than_it_must() -> None:
-    splitter = Splitter(("STOP",), THINK, hermes.PARSER)
+    splitter = Splitter(("STOP",), THINK, tools.HERMES)
     assert splitter.feed("<thi") == []
     assert splitter.feed("nk>a") == [ThinkDelta(text="a")]
     assert splitter.feed(" b</") == [ThinkDelta(text=" b")]
@@ -162,6 +162,7 @@ WORD = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(WORD, max_size=14), st.data(), st.booleans(), st.booleans(), st.booleans())
 def test_cuts_never_matter(
     words: list[str], data: st.DataObject, think: bool, calls: bool, inside: bool
@@ -175,6 +176,7 @@ def test_cuts_never_matter(
     assert run(text, stops, think=think, calls=calls, inside=inside) == whole
 
 
+@settings(deadline=None)
 @given(st.lists(WORD, max_size=14), st.booleans())
 def test_nothing_is_lost(words: list[str], inside: bool) -> None:
     def bare(text: str) -> str:
@@ -211,11 +213,11 @@ def test_hostile_output_takes_no_time(text: str) -> None:
 
 def test_hermes_reads_what_models_write() -> None:
     f = Function(name="f", arguments={"x": 1})
-    assert hermes.parse('{"name": "f", "arguments": {"x": 1}}') == [f]
-    assert hermes.parse('{"name": "f", "parameters": {"x": 1}}') == [f]
-    assert hermes.parse('{"name": "f", "arguments": "{\\"x\\": 1}"}') == [f]
-    assert hermes.parse('{"name": "f"}') == [Function(name="f")]
-    assert hermes.parse('[{"name": "f"}, {"name": "g"}]') == [Function(name="f"), Function(name="g")]
+    assert json_calls('{"name": "f", "arguments": {"x": 1}}', {}) == [f]
+    assert json_calls('{"name": "f", "parameters": {"x": 1}}', {}) == [f]
+    assert json_calls('{"name": "f", "arguments": "{\\"x\\": 1}"}', {}) == [f]
+    assert json_calls('{"name": "f"}', {}) == [Function(name="f")]
+    assert json_calls('[{"name": "f"}, {"name": "g"}]', {}) == [Function(name="f"), Function(name="g")]
     for bad in (
         "",
         "[]",
@@ -226,16 +228,17 @@ def test_hermes_reads_what_models_write() -> None:
         '{"name": "f", "arguments": [1]}',
         '[{"name": "f"}, 1]',
     ):
-        assert hermes.parse(bad) is None
+        assert json_calls(bad, {}) is None
 
 
 def test_the_parser_is_chosen_by_the_template() -> None:
-    assert tools.pick((models.QWEN3 / "chat_template.jinja").read_text()) is hermes.PARSER
+    assert tools.pick((models.QWEN3 / "chat_template.jinja").read_text()) is tools.HERMES
     assert tools.pick((models.LLAMA / "chat_template.jinja").read_text()) is None
-    assert tools.pick("<tool_call>\n<function=f>") is None, "Qwen3-Coder's XML is not Hermes's JSON"
+    assert tools.pick("<tool_call>\n<function=f>") is tools.QWEN_CODER, "its XML is not Hermes's JSON"
+    assert tools.pick("{% if tools %}{{ tools }}{% endif %}") is tools.BARE
     assert tools.pick(None) is None
 
 
 def test_a_call_is_a_tool_call_of_the_wire() -> None:
-    splitter = Splitter((), None, hermes.PARSER)
+    splitter = Splitter((), None, tools.HERMES)
     assert splitter.feed(CALL) == [Call(call=ToolCall(function=Function(name="f", arguments={"x": 1})))]

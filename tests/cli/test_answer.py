@@ -49,6 +49,8 @@ def test_summary_leaves_out_what_is_zero() -> None:
         "cached_tokens": 4,
         "eval_count": 25,
         "eval_duration": 2_000_000_000,
+        "drafted_tokens": 20,
+        "accepted_tokens": 15,
     }
     assert summary(final) == (
         "total duration:       1.234567s\n"
@@ -59,5 +61,6 @@ def test_summary_leaves_out_what_is_zero() -> None:
         "eval count:           25 token(s)\n"
         "eval duration:        2s\n"
         "eval rate:            12.50 tokens/s\n"
+        "drafts accepted:      15 of 20 token(s)\n"
     )
     assert summary({}) == ""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +84,14 @@ def test_options_go_into_the_request(mlxo: Mlxo, model: FakeDaemon) -> None:
 def test_a_schema_is_a_format(mlxo: Mlxo, model: FakeDaemon) -> None:
     mlxo("run", "m", "x", "--format", '{"type": "object"}')
     assert sent(model)["format"] == {"type": "object"}
+
+
+def test_a_file_or_a_regex_is_a_format(mlxo: Mlxo, model: FakeDaemon, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('{"type": "array"}')
+    mlxo("run", "m", "x", "--format", str(tmp_path / "s.json"))
+    assert sent(model)["format"] == {"type": "array"}
+    mlxo("run", "m", "x", "--format", "regex:[a-z]:x")
+    assert model.calls("/api/generate")[1]["format"] == {"regex": "[a-z]:x"}
 
 
 def test_think_alone_does_not_take_the_next_word(mlxo: Mlxo, model: FakeDaemon) -> None:

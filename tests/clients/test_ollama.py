@@ -126,8 +126,9 @@ def test_errors(client: Client) -> None:
         assert missing.value.status_code == 404
         assert missing.value.error == f"model '{name}' not found"
     with pytest.raises(ollama.ResponseError) as absent:
-        client.embed(model="tiny", input="hi")
+        client.embed(model="nobody", input="hi")
     assert absent.value.status_code == 404
+    assert absent.value.error == 'model "nobody" not found, try pulling it first'
 
 
 async def test_async(later: AsyncClient) -> None:

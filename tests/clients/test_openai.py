@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -226,14 +227,23 @@ def test_models(client: OpenAI) -> None:
 
 
 REFUSED: list[dict[str, Any]] = [
-    {"n": 2},
-    {"logit_bias": {"1": 5}},
-    {"logprobs": True},
+    {"n": 17},
     {"top_logprobs": 3},
+    {"logprobs": True, "top_logprobs": 21},
     {"audio": {"voice": "alloy", "format": "wav"}},
     {"modalities": ["text", "audio"]},
-    {"tools": [TOOLS["get_weather"]], "tool_choice": "required"},
-    {"tools": [TOOLS["get_weather"]], "parallel_tool_calls": False},
+    {"tool_choice": "required"},
+    {
+        "tools": [TOOLS["get_weather"]],
+        "tool_choice": {"type": "function", "function": {"name": "tool_choice?"}},
+    },
+    {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "response_format", "schema": {"not": {}}},
+        }
+    },
+    {"structured_outputs": {"regex": "a", "choice": ["b"]}},
     {"max_tokens": 0},
     {"reasoning_effort": "much"},
     {"temperature": "hot"},
@@ -247,6 +257,41 @@ def test_what_cannot_be_done_is_refused_by_name(client: OpenAI, more: dict[str, 
         client.chat.completions.create(model="tiny", messages=user("hi"), extra_body=more)
     assert refused.value.type == "invalid_request_error"
     assert list(more)[-1] in str(refused.value)
+
+
+def test_a_call_that_is_forced(client: OpenAI) -> None:
+    tools: list[Any] = [TOOLS["get_weather"], TOOLS["calculator"]]
+    choices: list[Any] = ["required", {"type": "function", "function": {"name": "calculator"}}]
+    for choice in choices:
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=user("Tell me a joke."),
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=False,
+            max_tokens=60,
+        )
+        (call,) = answer.choices[0].message.tool_calls or []
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert call.type == "function"
+        assert call.function.name == "calculator" or choice == "required"
+        assert isinstance(json.loads(call.function.arguments), dict)
+
+
+def test_structured_outputs_of_vllm(client: OpenAI) -> None:
+    def ask(**form: Any) -> str:
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=user("Tell me a joke."),
+            max_tokens=60,
+            extra_body={"structured_outputs": form, "reasoning_effort": "none"},
+        )
+        return answer.choices[0].message.content or ""
+
+    assert ask(choice=["left", "right"]) in ("left", "right")
+    assert re.fullmatch("[a-f]+-[0-9]{2}", ask(regex="[a-f]+-[0-9]{2}"))
+    assert ask(grammar='start: "x" "y"?') in ("x", "xy")
+    assert json.loads(ask(json={"enum": [7]})) == 7
 
 
 def test_errors(client: OpenAI) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxo.core.options import Options
-from mlxo.engine.batch import Batch, Guard, Job, Out
+from mlxo.engine.batch import Batch, Drafting, Guard, Job, Out
 from mlxo.engine.sampling import Row
 from mlxo.engine.solo import Solo
 
@@ -15,7 +15,7 @@ GREEDY = Options(temperature=0.0)
 def job(
     key: str, ids: Sequence[int], limit: int, options: Options = GREEDY, guard: Guard | None = None
 ) -> Job:
-    return Job(key, list(ids), limit, Row(options), guard)
+    return Job(key, list(ids), limit, Row(options), guard, Drafting(options.draft_num_predict))
 
 
 def turn(steps: Batch | Solo) -> list[Out]:

@@ -143,19 +143,68 @@ def test_a_long_prompt_holds_running_rows_up_for_one_chunk_a_token(llama: Any) -
     assert all(k == ["writer"] for k in before_reader)
 
 
-def test_prompt_budget_and_order(llama: Any) -> None:
-    """Four chunks' worth of prompts at a time, twice that while nobody writes; padding counts; in order."""
+def test_short_prompts_join_in_order_within_the_budget(llama: Any) -> None:
+    """Eight chunks' worth of short prompts at a time, padding counts; long ones take no part in that."""
     together = steps(llama, 20)
     for i in range(20):
-        together.add(job(str(i), [5] * (CHUNK if i == 2 else 2), 9))
+        together.add(job(str(i), [5] * (CHUNK + 1 if i == 2 else 3), 9))
     assert list(together.admit()) == [str(i) for i in range(8)]
     together = steps(llama, 20)
-    together.add(job("writer", [3, 4], 50))
-    while not turn(together):
-        pass
-    for i in range(6):
-        together.add(job(str(i), [5] * CHUNK, 9))
-    assert list(together.admit()) == ["0", "1", "2", "3"]
+    for i in range(12):
+        together.add(job(str(i), [5] * (CHUNK * 3), 9))
+    assert len(together.admit()) == 12
+
+
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_short_prompt_overtakes_a_long_one_and_neither_starves(llama: Any, writing: bool) -> None:
+    together = steps(llama, 8, [])
+    if writing:
+        together.add(job("writer", [3, 4], 400))
+        while not turn(together):
+            pass
+    together.add(job("long", [5] * 400, 2))
+    turn(together)
+    keys: list[str] = []
+    shorts = 0
+    while "long" not in keys:
+        if shorts < 200:
+            together.add(job(f"short{shorts}", [7] * (CHUNK * 2), 2))
+            shorts += 1
+        keys += [o.key for o in turn(together)]
+    assert keys.index("short0") < keys.index("long")
+    assert shorts < 200, "the long prompt waited for all the short ones"
+    while len(together) or together.waiting:
+        turn(together)
+
+
+def test_a_row_that_has_read_nothing_is_taken_out_of_company(llama: Any) -> None:
+    together = steps(llama, 4)
+    for key in "abc":
+        together.add(job(key, [3, 4, 5], 4))
+    assert len(together.admit()) == 3
+    together.remove("b")
+    assert set(drain(together)) == {"a", "c"}
+
+
+def test_rows_of_very_different_lengths_write_in_lanes(llama: Any) -> None:
+    """Together they would attend over the padding of the long one; and they say the same."""
+    asked = [[5] * 300, [7, 8, 9], [9, 8, 7, 6], [6] * 290]
+    alone: dict[str, list[int]] = {}
+    for i, ids in enumerate(asked):
+        alone |= drain(steps(llama, 1, []), job(str(i), ids, 60))
+    together = Batch(llama, [], 4, CHUNK, 4 * CHUNK, Prefixes(0), slack=100)
+    for i, ids in enumerate(asked):
+        together.add(job(str(i), ids, 60))
+    said: dict[str, list[int]] = {}
+    most = 0
+    while len(together) or together.waiting:
+        for out in turn(together):
+            said.setdefault(out.key, []).append(out.token)
+        lengths = [[len(t) for t in lane.tokens] for lane in together._lanes]
+        assert all(max(n) * len(n) - sum(n) <= 100 for n in lengths)
+        most = max(most, len(lengths))
+    assert said == alone
+    assert most == 2
 
 
 def test_a_failing_processor_takes_nobody_with_it(llama: Any) -> None:

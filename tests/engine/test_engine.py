@@ -176,13 +176,30 @@ def test_a_completion_is_cut_in_the_middle(qwen3: Engine) -> None:
     answer = say(qwen3, complete("", task={"context": tuple(ids)}, options=options))
     assert answer.finished.context[:28] == (*ids[:3], *ids[-25:])
     assert answer.finished.tokens == 4
+    assert answer.finished.cut == 72
 
 
 def test_a_chat_loses_its_oldest_messages(qwen3: Engine) -> None:
     old = [Message(role=r, content="long ago " * 20) for r in ("user", "assistant") * 4]
     answer = say(qwen3, chat(*old, FRANCE, options={"num_ctx": 100}))
     assert answer.started.truncated == 8
+    assert answer.finished.cut > 100
     assert answer.text == PARIS
+
+
+def test_each_request_has_its_own_context(qwen3: Engine) -> None:
+    """At once, on one loaded model: none sees the other's num_ctx."""
+    long = tuple(range(300, 400))
+    asked = [
+        complete("", task={"context": long}, options={"num_ctx": n, "num_predict": 200})
+        for n in (120, 110, 60)
+    ]
+    wide, tight, cut = run(qwen3, *asked)
+    for answer, room in ((wide, 20), (tight, 10)):
+        assert answer.finished.cut == 0
+        assert answer.finished.prompt_tokens == 100
+        assert answer.finished.tokens <= room
+    assert cut.finished.cut == 100 - cut.finished.prompt_tokens > 0
 
 
 # ---------------------------------------------------------------- what is refused

@@ -91,7 +91,7 @@ def test_an_extended_sequence_takes_the_place_of_its_beginning() -> None:
 def test_the_least_recently_used_goes_first() -> None:
     sequences = [[n] * 256 for n in range(2, 6)]
     each = kept(sequences[0])[0].nbytes
-    for prefixes in (Prefixes(ROOMY, entries=3), Prefixes(3 * each + each // 2)):
+    for prefixes in (Prefixes(ROOMY, arrays=6), Prefixes(3 * each + each // 2)):
         for ids in sequences[:3]:
             prefixes.keep(ids, kept(ids))
         assert prefixes.take(sequences[0])[1] == 255

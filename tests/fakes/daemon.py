@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ PATIENCE = 30.0  # seconds until a test that waits for the other side is given u
 
 @dataclass
 class Reply:
-    """One answer. `lines` make an NDJSON stream, else `body` is sent as JSON.
+    """One answer. `lines` make an NDJSON stream, `events` a server-sent one; else `body` is sent as JSON.
 
     With `hold` nothing follows the lines until the client leaves, which sets it. `cut` closes without an end.
     `asked` is set when the request is there; the answer begins once `go` is set.
@@ -27,6 +28,7 @@ class Reply:
     status: int = 200
     body: Any = None
     lines: Sequence[Mapping[str, Any]] | None = None
+    events: Sequence[Mapping[str, Any]] | None = None
     hold: threading.Event | None = None
     cut: bool = False
     asked: threading.Event | None = None
@@ -38,6 +40,7 @@ class Seen:
     method: str
     path: str
     raw: bytes
+    headers: Mapping[str, str | None]
 
     @property
     def json(self) -> Any:
@@ -91,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _take(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.fake.seen.append(Seen(self.command, self.path, raw))
+        self.fake.seen.append(Seen(self.command, self.path, raw, defaultdict(lambda: None, self.headers)))
         digest = self.path.removeprefix("/api/blobs/")
         if digest != self.path:
             self._blob(digest, raw)
@@ -117,17 +120,17 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.go:
             assert reply.go.wait(PATIENCE)
         self.send_response(reply.status)
-        if reply.lines is None:
+        if reply.lines is None and reply.events is None:
             data = b"" if reply.body is None else json.dumps(reply.body).encode()
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
             return
-        self.send_header("Content-Type", "application/x-ndjson")
+        kind = "application/x-ndjson" if reply.events is None else "text/event-stream"
+        self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for line in reply.lines:
-            data = json.dumps(line).encode() + b"\n"
+        for data in _framed(reply):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         if reply.hold:
             self._wait(reply.hold)
@@ -139,6 +142,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(PATIENCE)
         assert self.connection.recv(1) == b""
         hold.set()
+
+
+def _framed(reply: Reply) -> Iterator[bytes]:
+    for line in reply.lines or ():
+        yield json.dumps(line).encode() + b"\n"
+    for event in reply.events or ():
+        yield b"data: " + json.dumps(event).encode() + b"\n\n"
+    if reply.events is not None and not reply.cut and not reply.hold:
+        yield b"data: [DONE]\n\n"
 
 
 @contextmanager

@@ -64,7 +64,10 @@ class Fake:
 
     def run(self) -> int:
         threading.Thread(target=self.read, daemon=True).start()
+        self.send(wire.Warm(resident=4096))
         load = self.inbox.get()
+        if load is None or isinstance(load, wire.Shutdown):
+            return 0
         assert isinstance(load, wire.Load)
         name = load.spec.name.partition(":")[0]
         self.tell("load", name=name, rows=load.rows, context=load.context)
@@ -106,7 +109,8 @@ class Fake:
             self.rows[request.id] = self._answer(request)
         elif isinstance(frame, wire.Cancel):
             self.tell("cancel", id=frame.id)
-            self.rows.pop(frame.id, None)
+            if self.rows.pop(frame.id, None) is not None:
+                self.send(wire.Emit(id=frame.id, event=Failed(message="cancelled", code="cancelled")))
         elif isinstance(frame, wire.Ping):
             self.send(wire.Stats(stats=self.stats()))
 
@@ -115,9 +119,10 @@ class Fake:
         for id_, row in list(self.rows.items()):
             events = next(row)
             out += [wire.Emit(id=id_, event=e) for e in events]
-            if isinstance(events[-1], Finished | Failed):
+            if events and isinstance(events[-1], Finished | Failed):
                 del self.rows[id_]
-        self.send(*out)
+        if out:
+            self.send(*out)
 
     def _answer(self, request: Request) -> Iterator[list[Event]]:
         task = request.task
@@ -127,6 +132,8 @@ class Fake:
         if verb == "refuse":
             yield [Failed(message=rest, code="invalid_request", hint="hint")]
         yield [Started(prompt_tokens=7)]
+        while verb == "silence":
+            yield []
         if verb == "think":
             yield [ThinkDelta(text="hm")]
         if verb == "call":

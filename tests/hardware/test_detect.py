@@ -88,3 +88,49 @@ def test_backend(tmp_path: Path) -> None:
     write(tmp_path, {"dev/nvidia0": ""})
     assert detect.backend("linux", root=tmp_path, wheel=True) == "cuda"
     assert detect.backend("linux", root=tmp_path, wheel=False) == "cpu"
+
+
+@linux
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"proc/self/cgroup": "0::/\n", "proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 7 kB\n"}, 7 << 10),
+        (
+            {
+                "proc/self/cgroup": "0::/a\n",
+                "proc/meminfo": "MemAvailable: 7 kB\n",
+                "sys/fs/cgroup/a/memory.max": "5000\n",
+                "sys/fs/cgroup/a/memory.current": "4500\n",
+                "sys/fs/cgroup/a/memory.stat": "anon 1\ninactive_file 400\n",
+            },
+            900,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/x\n",
+                "proc/meminfo": "MemAvailable: 7 kB\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "5000\n",
+                "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "5001\n",
+            },
+            0,
+        ),
+    ],
+    ids=["machine", "v2", "v1"],
+)
+def test_free_memory(tmp_path: Path, files: dict[str, str], free: int) -> None:
+    assert detect.free_memory(write(tmp_path, files)) == free
+
+
+@linux
+@pytest.mark.parametrize(("said", "found"), [("143771", 143771 << 20), ("N/A", None), (None, None)])
+def test_a_gpu_is_asked_for_its_own_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, found: int | None
+) -> None:
+    if said is not None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f'#!/bin/sh\n[ "$4" = 3 ] && echo {said}\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert detect.device_memory("cuda") == (found or detect.total_memory())
+    assert detect.device_memory("cpu") == detect.total_memory()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxo.hardware.estimate import PROCESS, of_folder, resident_bytes, stored_bits
+from mlxo.hardware.estimate import PROCESS, kv_bytes, of_folder, resident_bytes, stored_bits
 
 GB = 1 << 30
 
@@ -41,3 +41,40 @@ def test_a_folder_never_raises(tmp_path: Path, text: str | None) -> None:
         (tmp_path / "config.json").write_text(text)
     expected = GB if text and json.dumps("float32") in text else 2 * GB
     assert of_folder(tmp_path, GB, "cpu", 64 * GB) == int(expected * 1.1) + PROCESS
+
+
+LLAMA = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 256,
+    "max_position_embeddings": 1000,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        (LLAMA, 2 * 2 * 2 * 64 * 100),  # layers, keys and values, heads, width, tokens
+        (LLAMA | {"head_dim": 16}, 2 * 2 * 2 * 16 * 100),
+        ({"text_config": LLAMA}, 2 * 2 * 2 * 64 * 100),
+        (
+            LLAMA | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 10},
+            2 * 2 * 64 * 110,
+        ),
+        (LLAMA | {"layer_types": ["linear_attention", "full_attention"]}, 2 * 2 * 64 * 100),
+        (LLAMA | {"kv_lora_rank": 30, "qk_rope_head_dim": 4}, 2 * 34 * 100),
+        (LLAMA | {"num_hidden_layers": "2"}, 0),
+        ({}, 0),
+    ],
+)
+def test_keys_and_values(config: dict[str, Any], numbers: int) -> None:
+    assert kv_bytes(config, 100, "metal") == 2 * numbers
+    assert kv_bytes(config, 100, "cpu") == 4 * numbers
+
+
+def test_a_context_counts_as_far_as_the_model_was_trained(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    none = of_folder(tmp_path, GB, "metal", 64 * GB, 0)
+    assert of_folder(tmp_path, GB, "metal", 64 * GB, 500) == none + kv_bytes(LLAMA, 500, "metal")
+    assert of_folder(tmp_path, GB, "metal", 64 * GB, 5000) == none + kv_bytes(LLAMA, 1000, "metal")

@@ -27,7 +27,7 @@ PARIS = "The capital of France is Paris."
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     with child(tmp_path_factory.mktemp("runner") / "log") as one:
         one.load(models.QWEN3)
-        ready = one.next()
+        ready = one.ready()
         assert isinstance(ready, wire.Ready), ready
         assert ready.context == 4096
         assert ready.load_ns > 0
@@ -92,6 +92,30 @@ def test_ping_is_answered_between_two_steps(loaded: Child) -> None:
     loaded.answer("busy")
 
 
+def test_a_busy_engine_says_that_it_moves(loaded: Child) -> None:
+    """Unasked: the daemon tells by it that a runner without a word has to be replaced."""
+    loaded.send(ask("busy", models.FOREVER))
+    (*_, stats) = loaded.until(lambda f: isinstance(f, wire.Stats))
+    assert isinstance(stats, wire.Stats)
+    assert stats.stats.rows == 1
+    loaded.send(wire.Cancel(id="busy"))
+    loaded.answer("busy")
+
+
+def test_a_spare_says_when_its_imports_are_done(fresh: Child) -> None:
+    warm = fresh.next()
+    assert isinstance(warm, wire.Warm)
+    assert 10 << 20 < warm.resident < 1 << 30
+    fresh.load(models.LLAMA)
+    assert isinstance(fresh.next(), wire.Ready)
+
+
+def test_a_spare_leaves_when_its_parent_does(fresh: Child) -> None:
+    assert isinstance(fresh.next(), wire.Warm)
+    fresh.end.close()
+    assert fresh.wait() == 0
+
+
 def test_a_refused_request_leaves_the_runner_alive(loaded: Child) -> None:
     loaded.send(ask("bad", "x" * 100_000, num_ctx=64, stop=("\x00",)))
     assert isinstance(loaded.answer("bad")[-1], Finished)  # truncated
@@ -133,7 +157,7 @@ def test_open_files_stay_as_allowed(loaded: Child) -> None:
 
 def test_shutdown(fresh: Child) -> None:
     fresh.load(models.LLAMA)
-    assert isinstance(fresh.next(), wire.Ready)
+    assert isinstance(fresh.ready(), wire.Ready)
     fresh.send(ask("a", FRANCE), wire.Shutdown())
     assert fresh.wait() == 0
 
@@ -206,7 +230,7 @@ def test_a_failed_load_is_one_sentence(fresh: Child, tmp_path: Path, how: str) -
     shutil.copytree(models.QWEN3, folder)
     spoil(folder, how)
     fresh.load(folder)
-    fatal = fresh.next()
+    fatal = fresh.ready()
     assert isinstance(fatal, wire.Fatal)
     assert fatal.code == "load_failed"
     assert HOW[how] in fatal.message

@@ -20,8 +20,9 @@ from mlxo.core.paths import Paths
 from mlxo.core.settings import Address, Settings
 from mlxo.core.types import ModelSpec
 from mlxo.server.app import init_app
+from mlxo.server.child import Launch
 from mlxo.server.policy import Limits
-from mlxo.server.runner_proxy import Launch, RunnerProxy
+from mlxo.server.runner_proxy import RunnerProxy
 from mlxo.server.scheduler import Scheduler
 from mlxo.store.registry import Registry
 from tests.models import QWEN3
@@ -163,6 +164,7 @@ async def api(settings: Settings, models: Path, home: Path, launch: Launch) -> A
         keep_alive=settings.keep_alive,
         rows=settings.parallel,
         max_queue=settings.max_queue,
+        patience=settings.load_timeout,
     )
     app = init_app(settings, Registry(Paths(home)), scheduler)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2)

@@ -233,6 +233,9 @@ async def test_ps_row_and_forever(api: Api) -> None:
             "size_vram",
             "context_length",
             "backend",
+            "running",
+            "waiting",
+            "prefix_cache_bytes",
         )
     }
     assert row["size_vram"] == 0

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -94,6 +95,14 @@ def get(port: int, path: str) -> bytes:
         link.close()
 
 
+def exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_life_of_a_daemon(home: Path, number: int) -> None:
     with running(home) as daemon:
@@ -119,6 +128,20 @@ def test_a_daemon_without_a_model_is_small_and_has_no_mlx(home: Path) -> None:
         (rss,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         assert rss < 60 * 1024, f"{rss} kB"
         assert "mlx/lib" not in Path(f"/proc/{daemon.process.pid}/maps").read_text()
+
+
+def test_a_quiet_daemon_has_a_spare_runner_that_dies_with_it(home: Path) -> None:
+    with running(home) as daemon:
+        assert daemon.process.stderr is not None
+        line = next(line for line in daemon.process.stderr if "a spare runner is ready" in line)
+        pid = int(line.split("pid")[1])
+        assert exists(pid)
+        daemon.process.kill()
+        daemon.process.wait(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while exists(pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not exists(pid)
 
 
 def test_a_start_sweeps_what_killed_work_left_behind(home: Path) -> None:

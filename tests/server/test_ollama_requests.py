@@ -43,7 +43,6 @@ def spec(*capabilities: str) -> ModelSpec:
         ({"raw": True, "context": [1]}, 400, "raw mode does not support template, system, or context"),
         ({"top_logprobs": 21}, 400, "top_logprobs must be between 0 and 20"),
         ({"top_logprobs": -1}, 400, "top_logprobs must be between 0 and 20"),
-        ({"logprobs": True}, 400, "mlxo does not support logprobs"),
         ({"think": "loud"}, 400, 'invalid think value: "loud"'),
         ({"think": 1}, 400, "invalid think value: 1"),
         ({"keep_alive": "300"}, 400, 'time: missing unit in duration "300"'),
@@ -51,6 +50,12 @@ def spec(*capabilities: str) -> ModelSpec:
         ({"keep_alive": True}, 400, "Unsupported type: 'bool'"),
         ({"keep_alive": {}}, 400, "Unsupported type: 'dict'"),
         ({"format": "xml"}, 400, 'invalid format: "xml"; expected "json" or a valid JSON Schema object'),
+        (
+            {"format": {"items": {"not": {}}}},
+            400,
+            'the schema in format has "not" at #/items, which mlxo cannot enforce',
+        ),
+        ({"format": {"regex": 1}}, 400, "format.regex must be text of 1 to 32768 characters"),
         ({"format": [1]}, 400, 'invalid format: [1]; expected "json" or a valid JSON Schema object'),
         ({"options": {"top_k": "x"}}, 400, 'option "top_k" must be of type integer'),
         ({"options": {"seed": 2**70}}, 400, 'option "seed" must be of type integer'),
@@ -248,3 +253,16 @@ def test_no_body_gets_past_with_anything_but_a_clean_error(body: dict[str, Any])
     for parse in (parse_generate, parse_chat):
         with contextlib.suppress(InvalidRequest, ModelNotFound):
             parse(json.dumps(body).encode(), "r1")
+
+
+def test_forms_beside_schemas() -> None:
+    for form in (
+        "json",
+        {"type": "object"},
+        {"regex": "a+"},
+        {"grammar": 'start: "a"'},
+        {"choice": ["a", "b"]},
+    ):
+        assert generate(format=form).request.format == form
+    lax = {"type": "array", "uniqueItems": False}
+    assert chat(format=lax).request.format == {"type": "array"}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any
 
 import pytest
 
-from mlxo.server.runner_proxy import Launch
+from mlxo.server.child import Launch
 from tests.models import ANSWERS, CALLS, PIRATE, QWEN3, RAW, SECOND_TURN, THOUGHTS, TOOLS
-from tests.server.conftest import Api
+from tests.server.conftest import PATIENCE, Api
 
 FRANCE = "What is the capital of France?"
 
@@ -83,6 +84,9 @@ async def test_chat_tools_and_the_models_own_messages(real: Api) -> None:
     assert "".join(line["message"]["content"] for line in lines) == SECOND_TURN[2]
     _, value, _ = await real.call("GET", "/api/ps")
     assert {row["name"] for row in value["models"]} == {"real:latest", "opened:latest"}
+    async with asyncio.timeout(PATIENCE):  # what they hold is told a moment after their last request
+        while not all(row["prefix_cache_bytes"] > 0 for row in value["models"]):
+            _, value, _ = await real.call("GET", "/api/ps")
     for name in ("real", "opened"):
         _, value = await real.post("/api/generate", {"model": name, "keep_alive": 0})
         assert value["done_reason"] == "unload"

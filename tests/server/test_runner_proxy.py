@@ -11,10 +11,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mlxo.core.errors import Busy, InvalidRequest, LoadFailed, MlxoError, RunnerDied, UnsupportedModel
+from mlxo.core.errors import (
+    Busy,
+    InvalidRequest,
+    LoadFailed,
+    MlxoError,
+    RunnerDied,
+    Stalled,
+    UnsupportedModel,
+)
 from mlxo.core.options import Options
 from mlxo.core.types import Chat, Event, Finished, Message, ModelSpec, Request, Started, TextDelta, ThinkDelta
-from mlxo.server.runner_proxy import EventStream, Launch, RunnerProxy
+from mlxo.server import runner_proxy
+from mlxo.server.child import Launch
+from mlxo.server.runner_proxy import RunnerProxy
+from mlxo.server.stream import EventStream
 from tests.server.conftest import PATIENCE, Stage
 
 
@@ -176,6 +187,28 @@ async def test_numbers_that_do_not_fit_the_pipe_are_the_clients_error(launch: La
     await proxy.close()
 
 
+async def test_an_idle_runner_that_owes_an_answer_to_a_ping_is_replaced(launch: Launch) -> None:
+    proxy = await RunnerProxy.start(spec(), msgspec.structs.replace(launch, stall=0.2))
+    os.kill(proxy.pid, signal.SIGSTOP)
+    assert proxy.silent == 0
+    proxy.ping()
+    async with asyncio.timeout(PATIENCE):
+        await proxy.gone
+
+
+async def test_a_stream_without_events_is_told_that_the_engine_is_at_work(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_proxy, "BEAT", 0.0)
+    proxy = await RunnerProxy.start(spec(), launch)
+    with proxy.submit(request("1", "silence")) as stream:
+        await anext(stream)  # Started
+        proxy.ping()  # the fake does not beat by itself
+        async with asyncio.timeout(PATIENCE):
+            assert await anext(stream) == []
+    await proxy.close()
+
+
 async def test_ping_brings_fresh_numbers(launch: Launch) -> None:
     proxy = await RunnerProxy.start(spec(), launch)
     assert proxy.stats.active_bytes == 1000
@@ -186,4 +219,49 @@ async def test_ping_brings_fresh_numbers(launch: Launch) -> None:
         while proxy.stats.active_bytes == 1000:
             await stream.__anext__()
     assert proxy.stats.active_bytes == 1001
+    await proxy.close()
+
+
+async def test_a_runner_that_stands_still_is_ended_and_its_clients_told(launch: Launch, stage: Stage) -> None:
+    proxy = await RunnerProxy.start(spec(), msgspec.structs.replace(launch, stall=0.2))
+    streams = [proxy.submit(request(str(i), "forever")) for i in range(2)]
+    for stream in streams:
+        await first_text(stream)
+    os.kill(proxy.pid, signal.SIGSTOP)
+    for stream in streams:
+        with pytest.raises(Stalled, match="tiny made no progress for 200ms and was ended") as caught:
+            async for _ in stream:
+                pass
+        assert caught.value.status == 503
+        assert "ask again" in str(caught.value.hint)
+    async with asyncio.timeout(PATIENCE):
+        await proxy.gone
+    with pytest.raises(ProcessLookupError):
+        os.kill(proxy.pid, 0)
+
+
+async def test_a_client_that_leaves_a_runner_that_stands_still_does_not_save_it(launch: Launch) -> None:
+    proxy = await RunnerProxy.start(spec(), msgspec.structs.replace(launch, stall=0.2))
+    with proxy.submit(request("1", "forever")) as stream:
+        await first_text(stream)
+        os.kill(proxy.pid, signal.SIGSTOP)
+    async with asyncio.timeout(PATIENCE):
+        await proxy.gone
+
+
+async def test_a_runner_that_moves_or_has_nothing_to_do_is_left_alone(launch: Launch) -> None:
+    """Longer than the limit: with a stream that goes on, and with none."""
+    proxy = await RunnerProxy.start(spec(), msgspec.structs.replace(launch, stall=0.2))
+    loop = asyncio.get_running_loop()
+    with proxy.submit(request("1", "forever")) as stream:
+        end = loop.time() + 0.5
+        async for _ in stream:
+            if loop.time() > end:
+                break
+    await events(proxy, "2", "say x")  # by now the runner has owned up to the cancel, too
+    os.kill(proxy.pid, signal.SIGSTOP)
+    await asyncio.sleep(0.5)
+    assert not proxy.gone.done()
+    os.kill(proxy.pid, signal.SIGCONT)
+    await events(proxy, "3", "say x")
     await proxy.close()

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mlxo.core.errors import Busy, LoadFailed, MlxoError
+from mlxo.core.errors import Busy, LoadFailed, MlxoError, TooLarge
 from mlxo.core.types import ModelSpec, Request, RunnerStats
 from mlxo.hardware.estimate import PROCESS
 from mlxo.server.policy import Limits
-from mlxo.server.runner_proxy import EventStream
 from mlxo.server.scheduler import Resident, Scheduler
+from mlxo.server.stream import EventStream
 from tests.server.conftest import until
 
 PATIENCE = 5.0
@@ -28,6 +28,8 @@ class FakeRunner:
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.aborted: MlxoError | None = None
         self.pings = 0
+        self.alive = True
+        self.silent = 0.0
 
     def submit(self, request: Request) -> EventStream:
         return EventStream(lambda: None)
@@ -54,6 +56,8 @@ class Machine:
         self.broken: set[str] = set()
         self.cancelled: list[str] = []
         self.active: dict[str, int] = {}
+        self.memory = 0  # bytes of the machine; 0: nobody looks
+        self.idle: list[bool] = []
 
     async def start(self, spec: ModelSpec) -> FakeRunner:
         self.started.append(spec.name)
@@ -75,15 +79,25 @@ class Machine:
         keep_alive: float = 300.0,
         rows: int = 16,
         max_queue: int = 512,
+        most: int = 0,
+        patience: float = 0,
     ) -> Scheduler:
         return Scheduler(
             self.start,
             lambda s: s.weights,
-            Limits(budget, models),
+            Limits(budget, models, most),
             keep_alive=keep_alive,
             rows=rows,
             max_queue=max_queue,
+            patience=patience,
+            free=(lambda: self.memory - sum(self.held())) if self.memory else None,
+            idle=self.idle.append,
         )
+
+    def held(self) -> list[int]:
+        """What the runners take of `memory`."""
+        alive = (r for r in self.runners.values() if not r.gone.done())
+        return [r.spec.weights for r in alive]
 
 
 @pytest.fixture
@@ -304,6 +318,19 @@ async def test_a_runner_that_dies_is_forgotten_and_loaded_again(machine: Machine
     assert names(scheduler) == ["a"]  # the end of the first lease did not touch the second runner
 
 
+async def test_a_runner_that_is_about_to_be_gone_gets_no_more_requests(machine: Machine) -> None:
+    scheduler = machine.scheduler()
+    async with scheduler.lease(spec("a")):
+        dying = machine.runners["a"]
+        dying.alive = False
+        late = asyncio.create_task(use(scheduler, spec("a")))
+        await until(lambda: scheduler.residents()[0].draining)
+        assert machine.started == ["a"]
+        dying.gone.set_result(None)
+        await late
+    assert machine.started == ["a", "a"]
+
+
 async def test_a_load_that_nobody_waits_for_any_more_is_given_up(machine: Machine) -> None:
     scheduler = machine.scheduler()
     machine.gates["a"] = asyncio.Event()
@@ -360,3 +387,77 @@ async def test_idle_runners_are_asked_for_their_memory(machine: Machine) -> None
 
 def test_a_resident_that_loads_counts_by_its_estimate() -> None:
     assert Resident(spec("a"), 123, 1.0).size == 123
+
+
+async def test_a_model_that_can_never_fit_is_refused_for_good_and_nobody_leaves_for_it(
+    machine: Machine,
+) -> None:
+    scheduler = machine.scheduler(budget=100, most=120)
+    await use(scheduler, spec("a"))
+    with pytest.raises(TooLarge, match=r"^big needs about 0\.0 GB of memory, and models may take") as caught:
+        await use(scheduler, spec("big", size=121))
+    assert (caught.value.status, caught.value.code) == (400, "too_large")
+    assert "quantisation" in str(caught.value.hint)
+    assert names(scheduler) == ["a"]
+    await use(scheduler, spec("large", size=120))  # beyond the budget alone: it is tried
+    assert names(scheduler) == ["large"]
+
+
+async def test_who_waits_too_long_for_memory_is_told_to_come_again(machine: Machine) -> None:
+    scheduler = machine.scheduler(budget=50, patience=0.05)
+    async with scheduler.lease(spec("a")):
+        with pytest.raises(Busy, match="b does not fit beside what is in use: a") as caught:
+            await use(scheduler, spec("b"))
+        assert caught.value.retry_after == 30
+        await use(scheduler, spec("a"))  # not draining any more
+    await use(scheduler, spec("b"))
+    assert names(scheduler) == ["b"]
+
+
+async def test_an_idle_model_leaves_when_other_programs_take_the_memory(machine: Machine) -> None:
+    machine.memory = 100
+    scheduler = machine.scheduler(budget=1000)
+    await use(scheduler, spec("a"))
+    await use(scheduler, spec("b"))
+    machine.memory = 90  # 10 are left: one of the two has to go for a third of 40
+    await use(scheduler, spec("c"))
+    assert sorted(names(scheduler)) == ["b", "c"]
+
+
+async def test_a_model_that_loads_has_its_memory_promised(machine: Machine) -> None:
+    machine.memory = 100
+    scheduler = machine.scheduler(budget=1000)
+    gate = machine.gates["a"] = asyncio.Event()
+    first = asyncio.create_task(use(scheduler, spec("a", size=60)))
+    await until(lambda: machine.started == ["a"])
+    second = asyncio.create_task(use(scheduler, spec("b", size=60)))
+    await until(lambda: any(r.draining for r in scheduler.residents()))
+    assert machine.started == ["a"]
+    gate.set()
+    await asyncio.gather(first, second)
+    assert names(scheduler) == ["b"]
+
+
+async def test_other_programs_have_the_memory(machine: Machine) -> None:
+    machine.memory = 60
+    scheduler = machine.scheduler(budget=1000)
+    await use(scheduler, spec("a"))
+    with pytest.raises(Busy, match=r"b needs about .* and other programs leave") as caught:
+        await use(scheduler, spec("b", size=61))
+    assert caught.value.retry_after == 30
+    assert names(scheduler) == ["a"]  # it would have left in vain
+    machine.memory = 70
+    await use(scheduler, spec("b", size=61))
+    assert names(scheduler) == ["b"]
+
+
+async def test_whether_anybody_has_or_waits_for_a_lease_is_told(machine: Machine) -> None:
+    scheduler = machine.scheduler()
+    async with scheduler.lease(spec("a")):
+        await use(scheduler, spec("b"))
+        assert machine.idle == [False]
+    assert machine.idle == [False, True]
+    machine.broken.add("c")
+    with pytest.raises(LoadFailed):
+        await use(scheduler, spec("c"))
+    assert machine.idle == [False, True, False, True]

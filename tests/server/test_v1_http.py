@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.server.conftest import Api
+from mlxo.core.settings import Settings
+from mlxo.server.child import Launch
+from tests.server.conftest import Api, Stage
 
 OPENAI = "/v1/chat/completions"
 ANTHROPIC = "/v1/messages"
@@ -63,6 +68,46 @@ async def test_streams(api: Api) -> None:
     assert text["choices"][0]["text"] == "a b"
     _, text, _ = await api.call("POST", ANTHROPIC, body("say a b", stream=True))
     assert frames(text)[-1] == {"type": "message_stop"}
+
+
+class TestBusy:
+    """A model that does not fit beside the one in use, and nobody waits for long."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return msgspec.structs.replace(settings, max_loaded=1, load_timeout=0.1)
+
+    @pytest.mark.parametrize(
+        ("path", "kind"),
+        [(OPENAI, "api_error"), (ANTHROPIC, "overloaded_error"), ("/api/chat", None)],
+    )
+    async def test_says_when_to_come_again(self, api: Api, path: str, kind: str | None) -> None:
+        """In every API's own shape; openai's and anthropic's clients wait as long as the header says."""
+        async with api.open("/api/generate", {"model": "tiny", "prompt": "forever"}) as busy:
+            await busy.content.readline()
+            status, value, response = await api.call("POST", path, body("say x", model="crash"))
+        assert (status, response.headers["Retry-After"]) == (503, "30")
+        error = value["error"]
+        assert "does not fit beside what is in use: tiny" in str(error)
+        if kind is not None:
+            assert error["type"] == kind
+
+
+class TestStall:
+    @pytest.fixture
+    def launch(self, launch: Launch) -> Launch:
+        return msgspec.structs.replace(launch, stall=0.2)
+
+    async def test_a_runner_that_stands_still_is_told_of_and_replaced(self, api: Api, stage: Stage) -> None:
+        await api.post("/api/generate", {"model": "tiny"})
+        first = (await stage.next("load"))["pid"]
+        os.kill(first, signal.SIGSTOP)
+        status, value, response = await api.call("POST", OPENAI, body("say x", stream=True))
+        assert (status, value["error"]["code"], response.headers["Retry-After"]) == (503, "stalled", "5")
+        assert "made no progress" in value["error"]["message"]
+        status, value = await api.post(OPENAI, body("say x"))
+        assert (status, value["choices"][0]["message"]["content"]) == (200, "x")
+        assert (await stage.next("load"))["pid"] != first
 
 
 async def test_pages_may_send_anthropics_headers(api: Api) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxo.core.errors import InvalidRequest
@@ -80,6 +80,24 @@ def test_sampling_and_extras() -> None:
     assert found.options == Options(
         temperature=0.5, top_p=0.6, top_k=7, stop=("x", "y"), min_p=0.1, num_predict=5
     )
+
+
+def test_options_have_ollama_s_ranges() -> None:
+    sent = {"temperature": 3.0, "frequency_penalty": 5.0, "xtc_probability": 0.5, "xtc_threshold": 0.2}
+    assert chat(options=sent).options == Options(**sent)  # type: ignore[arg-type]
+
+
+def test_logprobs_and_choices() -> None:
+    assert chat().logprobs is chat(logprobs=False).logprobs is None
+    assert chat(logprobs=True).logprobs == chat(logprobs=True, top_logprobs=0).logprobs == 0
+    assert chat(logprobs=True, top_logprobs=20).logprobs == 20
+    assert completion(logprobs=0).request.logprobs == 0
+    assert completion(logprobs=False).request.logprobs is None
+    assert completion(logprobs=20).request.logprobs == 20
+    assert chat().logit_bias == chat(logit_bias=None).logit_bias == {}
+    assert chat(logit_bias={"5": -100, "70": 0.5}).logit_bias == {5: -100.0, 70: 0.5}
+    assert completion(n=3, best_of=3).copies == 3
+    assert completion().copies == completion(n=None, best_of=1).copies == 1
 
 
 @pytest.mark.parametrize(
@@ -182,6 +200,48 @@ def test_tools() -> None:
     assert task(claude(tools=[mine], tool_choice={"type": "none"})).tools == ()
 
 
+def test_tool_choice() -> None:
+    tools = [WEATHER, TOOLS["get_time"]]
+    mine = [{"name": t["function"]["name"], "input_schema": t["function"]["parameters"]} for t in tools]
+    names = ("get_weather", "get_time")
+
+    def forced(request: Request) -> tuple[tuple[str, ...], bool]:
+        return task(request).force, task(request).single
+
+    named = {"type": "function", "function": {"name": "get_time"}}
+    assert forced(chat(tools=tools)) == ((), False)
+    assert forced(chat(tools=tools, parallel_tool_calls=False)) == ((), True)
+    assert forced(chat(tools=tools, tool_choice="required")) == (names, False)
+    assert forced(chat(tools=tools, tool_choice=named)) == (("get_time",), True)
+    assert len(task(chat(tools=tools, tool_choice=named)).tools) == 2
+    allowed = {"mode": "required", "tools": [named]}
+    only = chat(tools=tools, tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+    assert (task(only).tools, task(only).force) == ((TOOLS["get_time"],), ("get_time",))
+    assert forced(claude(tools=mine, tool_choice={"type": "any"})) == (names, False)
+    assert forced(claude(tools=mine, tool_choice={"type": "tool", "name": "get_time"})) == (
+        ("get_time",),
+        True,
+    )
+    assert forced(claude(tools=mine, tool_choice={"type": "auto", "disable_parallel_tool_use": True})) == (
+        (),
+        True,
+    )
+
+
+def test_a_budget_for_thinking() -> None:
+    assert task(chat(thinking_budget=5)).think_budget == 5
+    assert task(chat(reasoning={"max_tokens": 6})).think_budget == 6
+    assert task(claude(thinking={"type": "enabled", "budget_tokens": 1024})).think_budget == 1024
+
+
+def test_structured_outputs() -> None:
+    for form in ({"regex": "a+"}, {"grammar": 'start: "a"'}, {"choice": ["a", "b"]}):
+        assert chat(structured_outputs=form).format == form
+        assert completion(structured_outputs=form).request.format == form
+    assert chat(structured_outputs={"json": '{"type": "object"}'}).format == {"type": "object"}
+    assert chat(structured_outputs={"json_object": True}).format == "json"
+
+
 def test_completions() -> None:
     parsed = completion(prompt=["p"], echo=True, stream_options={"include_usage": True})
     assert parsed.request.task == Complete(prompt="p")
@@ -209,9 +269,46 @@ def test_completions() -> None:
         ({"tools": [{"type": "function", "function": {}}]}, r"tools\[0\].function.name"),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"items": {"not": {}}}}}},
+            'response_format.json_schema.schema has "not" at #/items',
+        ),
+        (
+            {
+                "tools": [
+                    {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"if": {}}}}
+                ]
+            },
+            r'tools\[0\].function.parameters has "if"',
+        ),
+        ({"tools": [WEATHER], "tool_choice": {"type": "custom"}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"grammar": "start: %json {}"}}, "%json"),
+        ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"json": "x"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "exclude"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"functions": [{}]}, "functions"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": 0}, "logprobs must be true or false"),
+        ({"top_logprobs": 3}, "top_logprobs is only allowed when logprobs is true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be between 0 and 20"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs must be between 0 and 20"),
+        ({"temperature": 2.1}, "temperature must be between 0 and 2"),
+        ({"temperature": -0.1}, "temperature must be between 0 and 2"),
+        ({"top_p": 1.5}, "top_p must be between 0 and 1"),
+        ({"min_p": -1}, "min_p must be between 0 and 1"),
+        ({"frequency_penalty": 3}, "frequency_penalty must be between -2 and 2"),
+        ({"presence_penalty": -2.5}, "presence_penalty must be between -2 and 2"),
+        ({"n": 0}, "n must be between 1 and 16"),
+        ({"logit_bias": {"1": 100.5}}, r"logit_bias\[1\] must be between -100 and 100"),
+        ({"logit_bias": {"1": "x"}}, "logit_bias"),
+        ({"logit_bias": {"hi": 1}}, 'logit_bias: "hi" is no token id'),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 10: 1}}, "logit_bias"),
+        ({"logit_bias": dict.fromkeys(map(str, range(4097)), 1)}, "logit_bias may name at most 4096"),
+        ({"n": 17}, "n must be between 1 and 16"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"seed": 1 << 70}, "seed"),
         ({"reasoning": {"effort": "x"}}, "reasoning.effort"),
@@ -222,7 +319,20 @@ def test_openai_refusals(body: dict[str, Any], named: str) -> None:
         chat(**body)
 
 
-@pytest.mark.parametrize("body", [{"suffix": "x"}, {"best_of": 2}, {"logprobs": 1}, {"prompt": ["a", "b"]}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"suffix": "x"},
+        {"best_of": 2},
+        {"best_of": 2, "n": 3},
+        {"logprobs": 21},
+        {"logprobs": -1},
+        {"logprobs": True},
+        {"logprobs": 1, "echo": True},
+        {"n": 0},
+        {"prompt": ["a", "b"]},
+    ],
+)
 def test_completion_refusals(body: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(body))):
         completion(**body)
@@ -235,8 +345,8 @@ def test_completion_refusals(body: dict[str, Any]) -> None:
         ({"max_tokens": None}, "max_tokens"),
         ({"thinking": {"type": "some"}}, "thinking.type"),
         (
-            {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}, "tools": [{"name": "x"}]},
-            "disable",
+            {"tool_choice": {"type": "tool", "name": "y"}, "tools": [{"name": "x"}]},
+            "tool_choice",
         ),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"output_config": {"effort": "x"}}, "output_config.effort"),
@@ -264,6 +374,7 @@ KINDS: dict[str, tuple[Callable[[bytes, str], Parsed], type[msgspec.Struct]]] = 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_field_of_any_value_parses_or_is_refused(kind: str, data: st.DataObject) -> None:
     parse, body = KINDS[kind]

@@ -243,12 +243,6 @@ def test_jinja_that_looks_a_little_like_go_is_taken(bench: Bench) -> None:
     assert bench.registry.resolve("m").template == template
 
 
-def test_a_draft_is_kept_and_said_to_be_unused(bench: Bench) -> None:
-    bench.create("m", Recipe(files=bench.upload(models.files()), draft="tiny"))
-    assert bench.registry.resolve("m").draft == "tiny"
-    assert any("DRAFT tiny" in s and "does not use it" in s for s in bench.statuses)
-
-
 def test_a_cancelled_create_leaves_nothing(bench: Bench) -> None:
     files = bench.upload(models.files())
     bench.cancelled.set()

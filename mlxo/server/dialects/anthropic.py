@@ -8,6 +8,7 @@ Ollama's API: `options` and `keep_alive`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,11 +16,13 @@ import msgspec
 from mlxo.core import duration
 from mlxo.core.errors import InvalidRequest
 from mlxo.core.options import from_json
-from mlxo.core.types import Chat, Function, Message, Request, Think, ToolCall
-from mlxo.server.dialects.anthropic_lines import AnthropicAnswer, error
-from mlxo.server.dialects.base import Dialect, Need, Parsed
+from mlxo.core.types import Chat, Function, Message, Request, Think, Tokenize, ToolCall
+from mlxo.server.dialects import choice
+from mlxo.server.dialects.anthropic_lines import AnthropicAnswer, error, input_tokens
+from mlxo.server.dialects.base import Dialect, Folded, Need, Parsed
 from mlxo.server.dialects.body import check_depth, decode
 from mlxo.server.dialects.fields import effort, model_needs
+from mlxo.server.dialects.forms import Form, schema_form
 
 
 class BlockBody(msgspec.Struct):
@@ -49,11 +52,13 @@ class ToolBody(msgspec.Struct):
 
 class ToolChoice(msgspec.Struct):
     type: str
+    name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
 
 class Thinking(msgspec.Struct):
     type: str
+    budget_tokens: int | None = None
 
 
 class OutputFormat(msgspec.Struct):
@@ -85,13 +90,13 @@ class MessagesBody(msgspec.Struct):
     mcp_servers: list[Any] | None = None
 
 
-def parse(body: bytes, id_: str) -> Parsed:
-    """POST /v1/messages. Raises InvalidRequest."""
+def parse(body: bytes, id_: str, *, counting: bool = False) -> Parsed:
+    """POST /v1/messages, or its count_tokens, which needs no max_tokens. Raises InvalidRequest."""
     sent = decode(body, MessagesBody)
     model = (sent.model or "").strip()
     if not model:
         raise InvalidRequest("model is required")
-    if sent.max_tokens is None or sent.max_tokens < 1:
+    if not counting and (sent.max_tokens is None or sent.max_tokens < 1):
         raise InvalidRequest("max_tokens is required and must be at least 1")
     if not sent.messages:
         raise InvalidRequest("messages is required")
@@ -106,8 +111,12 @@ def parse(body: bytes, id_: str) -> Parsed:
     last = messages[-1]
     task = Chat(
         messages=tuple(messages),
-        tools=tools,
+        tools=tools.tools,
         think=_think(sent),
+        force=tools.force,
+        single=sent.tool_choice is not None
+        and (bool(sent.tool_choice.disable_parallel_tool_use) or sent.tool_choice.type == "tool"),
+        think_budget=sent.thinking.budget_tokens if sent.thinking else None,
         prefill=last.role == "assistant" and bool(last.content) and not last.tool_calls,
     )
     given = {
@@ -120,15 +129,15 @@ def parse(body: bytes, id_: str) -> Parsed:
     request = Request(
         id=id_,
         model=model,
-        task=task,
+        task=Tokenize(of=task) if counting else task,
         options=from_json(given).over(from_json(sent.options or {})),
-        stream=bool(sent.stream),
+        stream=bool(sent.stream) and not counting,
         keep_alive=duration.keep_alive(sent.keep_alive),
         format=_format(sent.output_config),
     )
     needs = (
         Need("completion", f'"{model}" does not support chat'),
-        *model_needs(model, None, tools=bool(tools)),  # Claude's clients ask everybody to think
+        *model_needs(model, None, tools=bool(tools.tools)),  # Claude's clients ask everybody to think
     )
     return Parsed(request, needs)
 
@@ -143,16 +152,15 @@ def _think(sent: MessagesBody) -> Think | None:
     return True if kind == "enabled" and level is None else level
 
 
-def _format(sent: OutputConfig | None) -> dict[str, Any] | None:
+def _format(sent: OutputConfig | None) -> Form | None:
     if sent is None or sent.format is None:
         return None
     if sent.format.type != "json_schema" or sent.format.schema is None:
         raise InvalidRequest("output_config.format must be of type json_schema, with a schema")
-    check_depth(sent.format.schema, "output_config.format")
-    return sent.format.schema
+    return schema_form(sent.format.schema, "output_config.format.schema")
 
 
-def _tools(sent: MessagesBody) -> tuple[dict[str, Any], ...]:
+def _tools(sent: MessagesBody) -> choice.Choice:
     """Tools as models know them: OpenAI's form."""
     tools = []
     for i, tool in enumerate(sent.tools or ()):
@@ -162,17 +170,15 @@ def _tools(sent: MessagesBody) -> tuple[dict[str, Any], ...]:
         check_depth(schema, f"tools[{i}].input_schema")
         function = {"name": tool.name, "description": tool.description or "", "parameters": schema}
         tools.append({"type": "function", "function": function})
-    choice = sent.tool_choice
-    if choice is None:
-        return tuple(tools)
-    if choice.type not in ("auto", "none"):
-        raise InvalidRequest(
-            f"mlxo does not support tool_choice of type {choice.type}: it cannot force a call yet",
-            "tool_choice is of type auto or none",
-        )
-    if choice.type == "auto" and choice.disable_parallel_tool_use and tools:
-        raise InvalidRequest("mlxo does not support tool_choice.disable_parallel_tool_use")
-    return () if choice.type == "none" else tuple(tools)
+    wanted = sent.tool_choice
+    if wanted is None:
+        return choice.Choice(tuple(tools))
+    modes = {"auto": "auto", "none": "none", "any": "required", "tool": "required"}
+    if wanted.type not in modes:
+        raise InvalidRequest(f"tool_choice.type must be auto, any, tool or none: {wanted.type!r}")
+    if wanted.type == "tool" and wanted.name is None:
+        raise InvalidRequest("tool_choice.name is missing")
+    return choice.choose(tuple(tools), modes[wanted.type], wanted.name if wanted.type == "tool" else None)
 
 
 def _messages(sent: MessageBody, where: str, called: dict[str, str]) -> Iterator[Message]:
@@ -236,3 +242,4 @@ def _text(content: str | list[BlockBody], where: str) -> str:
 
 
 MESSAGES = Dialect(parse, AnthropicAnswer, error)
+COUNT = Dialect(partial(parse, counting=True), lambda _: Folded(input_tokens), error)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from mlxo.core.errors import MlxoError
-from mlxo.core.types import Call, Event, Finished, Started, TextDelta, ThinkDelta, ToolCall
+from mlxo.core.types import Call, Event, Finished, Started, TextDelta, ThinkDelta, Tokens, ToolCall
 from mlxo.server.dialects.base import Parsed, new_id
 
 _encode = msgspec.json.Encoder().encode
@@ -34,6 +34,11 @@ def error(exc: MlxoError) -> tuple[int, Json]:
     if exc.hint:
         body["hint"] = exc.hint
     return exc.status, {"type": "error", "error": body}
+
+
+def input_tokens(events: Sequence[Event]) -> Json:
+    """The answer of count_tokens."""
+    return {"input_tokens": sum(len(e.ids) for e in events if isinstance(e, Tokens))}
 
 
 class AnthropicAnswer:
@@ -56,7 +61,7 @@ class AnthropicAnswer:
         """These answers tell no durations."""
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        out = b""
+        out = b"" if events else _frame({"type": "ping"})  # it keeps the connection open
         for event in events:
             if not self._opened:
                 self._opened = True

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
 
 from mlxo.core.errors import MlxoError
 from mlxo.core.types import Event, Request
@@ -27,12 +29,14 @@ class Need(NamedTuple):
 class Parsed(NamedTuple):
     """`request.options` is what the client sent; the handler lays it over the model's and the defaults.
 
-    `wishes` are for the answer alone, in the dialect's own words: "usage", "echo".
+    `wishes` are for the answer alone, in the dialect's own words: "usage", "echo". `copies` is how many
+    answers are wanted; of several the dialect's answers are `Choices`.
     """
 
     request: Request
     needs: tuple[Need, ...] = ()
     wishes: frozenset[str] = frozenset()
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,38 @@ class Clock:
     monotonic: Callable[[], int] = time.monotonic_ns
 
 
-class Answer(Protocol):
+class Whole(Protocol):
     """One response. Made when the request arrives; `loaded` is called when its model is there."""
 
-    content_type: str
-
     def loaded(self) -> None: ...
-
-    def encode(self, events: Sequence[Event]) -> bytes:
-        """The next bytes of a stream; empty when these events have none."""
 
     def collect(self, events: Sequence[Event]) -> bytes:
         """All events of the request folded into one JSON body."""
 
+
+@runtime_checkable
+class Answer(Whole, Protocol):
+    """A response that may be streamed."""
+
+    content_type: str
+
+    def encode(self, events: Sequence[Event]) -> bytes:
+        """The next bytes of a stream; empty when these events have none.
+
+        No events at all mean that the model is still at work: a line that says no more, if there is one.
+        """
+
     def encode_error(self, error: MlxoError) -> bytes:
         """The last bytes of a stream that failed midway."""
+
+
+@runtime_checkable
+class Choices(Answer, Protocol):
+    """An answer that may be several, each with events of its own."""
+
+    def encode_choice(self, index: int, events: Sequence[Event]) -> bytes: ...
+
+    def collect_choices(self, answers: Sequence[Sequence[Event]]) -> bytes: ...
 
 
 ErrorShape = Callable[[MlxoError], tuple[int, dict[str, Any]]]
@@ -65,11 +86,28 @@ ErrorShape = Callable[[MlxoError], tuple[int, dict[str, Any]]]
 
 
 class Dialect(NamedTuple):
-    """One inference route: `parse(body, request id)`, the maker of its answers, the shape of its errors."""
+    """One inference route: `parse(body, request id)`, the maker of its answers, the shape of its errors.
+
+    `missing` is what it says of a model that is not there, whose name stands for the `{}`.
+    """
 
     parse: Callable[[bytes, str], Parsed]
-    answer: Callable[[Parsed], Answer]
+    answer: Callable[[Parsed], Whole]
     error: ErrorShape
+    missing: str = "model '{}' not found"
+
+
+class Folded:
+    """An answer that is never streamed: `fold` makes a JSON object of all events."""
+
+    def __init__(self, fold: Callable[[Sequence[Event]], dict[str, Any]]) -> None:
+        self._fold = fold
+
+    def loaded(self) -> None:
+        """Such answers tell no durations."""
+
+    def collect(self, events: Sequence[Event]) -> bytes:
+        return msgspec.json.encode(self._fold(events))
 
 
 _ALPHABET = string.ascii_lowercase + string.digits

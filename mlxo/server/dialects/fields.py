@@ -11,6 +11,7 @@ from mlxo.core.names import ModelName
 from mlxo.core.types import Think
 from mlxo.server.dialects.base import Need
 from mlxo.server.dialects.body import check_depth
+from mlxo.server.dialects.forms import form
 
 EFFORTS: dict[str, Think] = {
     "none": False,
@@ -40,14 +41,13 @@ def effort(value: str | None, field: str) -> Think | None:
 
 
 def answer_format(value: object) -> str | dict[str, Any] | None:
-    """`format` as Ollama has it: "json" or a schema. Raises InvalidRequest."""
+    """`format` as Ollama has it, "json" or a schema, or one more of `forms.form`. Raises InvalidRequest."""
     if value is None or value == "":
         return None
     if value == "json":
         return "json"
     if isinstance(value, dict):
-        check_depth(value, "format")
-        return value
+        return form(value, "format")
     raise InvalidRequest(f'invalid format: {shown(value)}; expected "json" or a valid JSON Schema object')
 
 

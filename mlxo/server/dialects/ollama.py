@@ -13,6 +13,7 @@ from mlxo.core import duration
 from mlxo.core.errors import InvalidRequest, ModelNotFound
 from mlxo.core.options import from_json
 from mlxo.core.types import Chat, Complete, Function, Message, Request, Task, ToolCall, Touch
+from mlxo.server.dialects import likely
 from mlxo.server.dialects.base import Dialect, Need, Parsed
 from mlxo.server.dialects.body import check_depth, decode
 from mlxo.server.dialects.fields import answer_format, model_needs, thinking
@@ -150,10 +151,6 @@ def message(sent: MessageBody) -> Message:
 
 
 def _request(sent: _Common, id_: str, model: str, task: Task, template: str | None = None) -> Request:
-    if not 0 <= (sent.top_logprobs or 0) <= 20:
-        raise InvalidRequest("top_logprobs must be between 0 and 20")
-    if sent.logprobs:
-        raise InvalidRequest("mlxo does not support logprobs")
     return Request(
         id=id_,
         model=model,
@@ -163,6 +160,7 @@ def _request(sent: _Common, id_: str, model: str, task: Task, template: str | No
         keep_alive=duration.keep_alive(sent.keep_alive),
         format=answer_format(sent.format),
         template=template,
+        logprobs=likely.top(sent.logprobs, sent.top_logprobs, strict=False),
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from mlxo.core.errors import MlxoError
 from mlxo.core.types import Call, Complete, Event, Finished, Request, TextDelta, ThinkDelta, ToolCall
 from mlxo.server.dialects.base import Clock, new_id
+from mlxo.server.dialects.likely import every
 
 _encode = msgspec.json.Encoder().encode
 
@@ -46,6 +47,7 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
     message: MessageOut | msgspec.UnsetType = msgspec.UNSET
     thinking: str = ""
     tool_calls: list[CallOut] | None = None
+    logprobs: list[dict[str, Any]] | None = None
     done: bool
     done_reason: str = ""
     context: tuple[int, ...] | None = None
@@ -56,6 +58,9 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
     eval_count: int = 0
     eval_duration: int = 0
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    truncated_tokens: int = 0
 
 
 def error(exc: MlxoError) -> tuple[int, dict[str, Any]]:
@@ -83,6 +88,7 @@ class OllamaAnswer:
         self._clock = clock or Clock()
         self._model = request.model
         self._make_id = make_id
+        self._logprobs = request.logprobs is not None
         self._started = self._clock.monotonic()
         self._load_ns = 0
 
@@ -103,6 +109,8 @@ class OllamaAnswer:
                 self._end(line, event)
             else:
                 continue
+            if self._logprobs:
+                line.logprobs = every([event]) or None
             lines += _encode(line)
             lines += b"\n"
         return bytes(lines)
@@ -113,6 +121,7 @@ class OllamaAnswer:
             thinking="".join(e.text for e in events if isinstance(e, ThinkDelta)),
             calls=[self._call(e.call) for e in events if isinstance(e, Call)],
         )
+        line.logprobs = every(events) or None
         for event in events:
             if isinstance(event, Finished):
                 self._end(line, event)
@@ -145,6 +154,9 @@ class OllamaAnswer:
         line.eval_count = finished.tokens
         line.eval_duration = finished.eval_ns
         line.cached_tokens = finished.cached_tokens
+        line.drafted_tokens = finished.drafted
+        line.accepted_tokens = finished.accepted
+        line.truncated_tokens = finished.cut
 
     def _call(self, call: ToolCall) -> CallOut:
         function = FunctionOut(call.function.index, call.function.name, call.function.arguments)

@@ -2,7 +2,7 @@
 
 Source of fields: https://platform.openai.com/docs/api-reference. What changes an answer and is not supported
 is refused by its name; what does not (`user`, `metadata`, `store`, ...) is accepted. Beyond them, as in
-Ollama's API: `top_k`, `min_p`, `options`, `keep_alive` and `think`.
+Ollama's API: `top_k`, `min_p`, `options`, `keep_alive` and `think`; as in vLLM's, `structured_outputs`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,24 @@ from mlxo.core import duration
 from mlxo.core.errors import InvalidRequest
 from mlxo.core.options import Options, from_json
 from mlxo.core.types import Chat, Complete, Function, Message, Request, Task, Think, ToolCall
+from mlxo.server.dialects import choice, likely
 from mlxo.server.dialects.base import Dialect, Need, Parsed
 from mlxo.server.dialects.body import check_depth, decode
 from mlxo.server.dialects.fields import arguments, effort, limit, model_needs, shown, thinking
+from mlxo.server.dialects.forms import Form, StructuredOutputs, schema_form, structured
 from mlxo.server.dialects.openai_lines import OpenAIAnswer, error
 
+MOST_BIASES = 4096
+MOST_CHOICES = 16
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty", "presence_penalty")
+# What OpenAI takes; `options` takes what Ollama does.
+RANGES = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+}
 
 
 class PartBody(msgspec.Struct):
@@ -57,6 +69,7 @@ class StreamOptions(msgspec.Struct):
 
 class Effort(msgspec.Struct):
     effort: str | None = None
+    max_tokens: int | None = None
 
 
 class JsonSchema(msgspec.Struct):
@@ -86,20 +99,22 @@ class _Common(msgspec.Struct):
     options: dict[str, Any] | None = None
     keep_alive: Any = None
     n: int | None = None
-    logit_bias: dict[str, Any] | None = None
+    logit_bias: dict[str, float] | None = None
     logprobs: int | bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class ChatBody(_Common):
     messages: list[MessageBody] | None = None
     max_completion_tokens: int | None = None
-    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     reasoning: Effort | None = None
     think: Any = None
+    thinking_budget: int | None = None
     top_logprobs: int | None = None
     modalities: list[str] | None = None
     audio: Any = None
@@ -118,7 +133,7 @@ class CompletionBody(_Common):
 def parse_chat(body: bytes, id_: str) -> Parsed:
     """POST /v1/chat/completions. Raises InvalidRequest."""
     sent = decode(body, ChatBody)
-    for field in ("top_logprobs", "audio", "functions", "function_call", "web_search_options"):
+    for field in ("audio", "functions", "function_call", "web_search_options"):
         if getattr(sent, field):
             raise _unsupported(field)
     if sent.modalities and sent.modalities != ["text"]:
@@ -131,8 +146,12 @@ def parse_chat(body: bytes, id_: str) -> Parsed:
     last = messages[-1]
     task = Chat(
         messages=messages,
-        tools=tools,
+        tools=tools.tools,
         think=think,
+        force=tools.force,
+        single=sent.parallel_tool_calls is False
+        or (isinstance(sent.tool_choice, dict) and len(tools.force) == 1),
+        think_budget=_think_budget(sent),
         prefill=last.role == "assistant" and bool(last.content) and not last.tool_calls,
     )
     field = "max_tokens" if sent.max_completion_tokens is None else "max_completion_tokens"
@@ -142,10 +161,11 @@ def parse_chat(body: bytes, id_: str) -> Parsed:
         id_,
         task,
         limit(getattr(sent, field), field),
-        form=_format(sent.response_format),
+        logprobs=_chat_logprobs(sent),
+        form=_form(sent),
         needs=(
             Need("completion", f'"{model}" does not support chat'),
-            *model_needs(model, think, tools=bool(tools)),
+            *model_needs(model, think, tools=bool(tools.tools)),
         ),
     )
 
@@ -155,8 +175,8 @@ def parse_completion(body: bytes, id_: str) -> Parsed:
     sent = decode(body, CompletionBody)
     if sent.suffix:
         raise _unsupported("suffix")
-    if (sent.best_of or 1) != 1:
-        raise _unsupported("best_of")
+    if sent.best_of is not None and sent.best_of != (sent.n or 1):
+        raise InvalidRequest("mlxo does not support best_of other than n", "leave best_of out")
     prompt = sent.prompt
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -167,7 +187,16 @@ def parse_completion(body: bytes, id_: str) -> Parsed:
     model = (sent.model or "").strip()
     needs = (Need("completion", f'"{model}" does not support completions'),)
     most = limit(sent.max_tokens, "max_tokens")
-    return _parsed(sent, id_, Complete(prompt=prompt), most, needs=needs, echo=bool(sent.echo))
+    return _parsed(
+        sent,
+        id_,
+        Complete(prompt=prompt),
+        most,
+        needs=needs,
+        form=_form(sent),
+        logprobs=_completion_logprobs(sent),
+        echo=bool(sent.echo),
+    )
 
 
 def _parsed(
@@ -177,18 +206,16 @@ def _parsed(
     most: int | None,
     *,
     needs: tuple[Need, ...],
-    form: str | dict[str, Any] | None = None,
+    logprobs: int | None,
+    form: Form | None = None,
     echo: bool = False,
 ) -> Parsed:
     model = (sent.model or "").strip()
     if not model:
         raise InvalidRequest("model is required")
-    if (sent.n or 1) != 1:
-        raise _unsupported("n other than 1")
-    if sent.logit_bias:
-        raise _unsupported("logit_bias")
-    if sent.logprobs is not None and sent.logprobs is not False:
-        raise _unsupported("logprobs")
+    copies = 1 if sent.n is None else sent.n
+    if not 1 <= copies <= MOST_CHOICES:
+        raise InvalidRequest(f"n must be between 1 and {MOST_CHOICES}")
     usage = sent.stream_options is not None and sent.stream_options.include_usage
     wishes = {word for word, wanted in (("usage", usage), ("echo", echo)) if wanted}
     request = Request(
@@ -199,8 +226,41 @@ def _parsed(
         stream=bool(sent.stream),
         keep_alive=duration.keep_alive(sent.keep_alive),
         format=form,
+        logprobs=logprobs,
+        logit_bias=_logit_bias(sent.logit_bias or {}),
     )
-    return Parsed(request, needs, frozenset(wishes))
+    return Parsed(request, needs, frozenset(wishes), copies)
+
+
+def _logit_bias(sent: dict[str, float]) -> dict[int, float]:
+    """Token ids come as text, JSON has no other keys. Whether the model has them is for its runner to say."""
+    if len(sent) > MOST_BIASES:
+        raise InvalidRequest(f"logit_bias may name at most {MOST_BIASES} tokens")
+    found = {}
+    for name, value in sent.items():
+        if not (name.isascii() and name.isdigit() and len(name) < 10):
+            raise InvalidRequest(f"logit_bias: {shown(name)} is no token id", "its keys are token ids")
+        if not -100 <= value <= 100:
+            raise InvalidRequest(f"logit_bias[{name}] must be between -100 and 100")
+        found[int(name)] = value
+    return found
+
+
+def _chat_logprobs(sent: ChatBody) -> int | None:
+    if sent.logprobs is not None and not isinstance(sent.logprobs, bool):
+        raise InvalidRequest("logprobs must be true or false", 'set "top_logprobs" to a number')
+    return likely.top(sent.logprobs, sent.top_logprobs, strict=True)
+
+
+def _completion_logprobs(sent: CompletionBody) -> int | None:
+    count = sent.logprobs
+    if count is None or count is False:
+        return None
+    if count is True or not 0 <= count <= likely.MOST:
+        raise InvalidRequest(f"logprobs must be a number between 0 and {likely.MOST}")
+    if sent.echo:
+        raise _unsupported("logprobs together with echo")
+    return count
 
 
 def _unsupported(field: str) -> InvalidRequest:
@@ -210,11 +270,22 @@ def _unsupported(field: str) -> InvalidRequest:
 def _options(sent: _Common, most: int | None) -> Options:
     """OpenAI's own fields over `options`. What is absent is left to the model."""
     given: dict[str, Any] = {name: getattr(sent, name) for name in SAMPLING}
+    for name, (low, high) in RANGES.items():
+        if given[name] is not None and not low <= given[name] <= high:
+            raise InvalidRequest(f"{name} must be between {low} and {high}", f'"options" takes any {name}')
     given |= {"num_predict": most, "stop": sent.stop}
     return from_json(given).over(from_json(sent.options or {}))
 
 
-def _format(sent: ResponseFormat | None) -> str | dict[str, Any] | None:
+def _form(sent: _Common) -> Form | None:
+    if sent.structured_outputs is None:
+        return _format(sent.response_format)
+    if sent.response_format is not None and sent.response_format.type != "text":
+        raise InvalidRequest("response_format and structured_outputs exclude one another")
+    return structured(sent.structured_outputs)
+
+
+def _format(sent: ResponseFormat | None) -> Form | None:
     if sent is None or sent.type == "text":
         return None
     if sent.type == "json_object":
@@ -223,8 +294,7 @@ def _format(sent: ResponseFormat | None) -> str | dict[str, Any] | None:
         raise InvalidRequest(f"response_format.type must be text, json_object or json_schema: {sent.type!r}")
     if sent.json_schema is None or sent.json_schema.schema is None:
         raise InvalidRequest("response_format.json_schema.schema is missing")
-    check_depth(sent.json_schema.schema, "response_format")
-    return sent.json_schema.schema
+    return schema_form(sent.json_schema.schema, "response_format.json_schema.schema")
 
 
 def _think(sent: ChatBody) -> Think | None:
@@ -235,7 +305,17 @@ def _think(sent: ChatBody) -> Think | None:
     return effort(sent.reasoning.effort, "reasoning.effort")
 
 
-def _tools(sent: ChatBody) -> tuple[dict[str, Any], ...]:
+def _think_budget(sent: ChatBody) -> int | None:
+    """Tokens that the thinking may have: Qwen's and OpenRouter's field."""
+    budget = sent.thinking_budget
+    if budget is None and sent.reasoning is not None:
+        budget = sent.reasoning.max_tokens
+    if budget is not None and budget < 0:
+        raise InvalidRequest("thinking_budget must not be negative")
+    return budget
+
+
+def _tools(sent: ChatBody) -> choice.Choice:
     tools = tuple(sent.tools or ())
     for i, tool in enumerate(tools):
         function = tool.get("function")
@@ -244,15 +324,8 @@ def _tools(sent: ChatBody) -> tuple[dict[str, Any], ...]:
         if not isinstance(function.get("name"), str):
             raise InvalidRequest(f"tools[{i}].function.name must be text")
     check_depth(list(tools), "tools")
-    choice = sent.tool_choice
-    if choice not in (None, "auto", "none"):
-        raise InvalidRequest(
-            f"mlxo does not support tool_choice {shown(choice)}: it cannot force a call yet",
-            'tool_choice is "auto" or "none"',
-        )
-    if tools and sent.parallel_tool_calls is False:
-        raise _unsupported("parallel_tool_calls false")
-    return () if choice == "none" else tools
+    choice.check_strict(tools)
+    return choice.openai(tools, sent.tool_choice)
 
 
 def _messages(sent: list[MessageBody]) -> tuple[Message, ...]:

@@ -13,6 +13,7 @@ from aiohttp import web
 from mlxo import OLLAMA_API_VERSION, __version__
 from mlxo.core.errors import InvalidName, InvalidRequest, ModelNotFound, NotFound, StoreError
 from mlxo.core.names import ModelName
+from mlxo.core.types import RunnerStats
 from mlxo.server import keys
 from mlxo.server.dialects.body import decode
 from mlxo.server.middleware import json_response
@@ -84,7 +85,8 @@ async def ps(http: web.Request) -> web.Response:
 def _ps_rows(registry: Registry, residents: Sequence[Resident]) -> list[dict[str, Any]]:
     rows = []
     for r in residents:
-        backend = r.runner.stats.backend if r.runner else ""
+        stats = r.runner.stats if r.runner else RunnerStats()
+        backend = stats.backend if r.runner else ""
         try:
             found: dict[str, Any] | None = details(registry.entry(registry.find(r.spec.name)))
         except (NotFound, StoreError):
@@ -100,6 +102,9 @@ def _ps_rows(registry: Registry, residents: Sequence[Resident]) -> list[dict[str
                 "size_vram": r.size if backend in ("metal", "cuda") else 0,
                 "context_length": r.runner.context if r.runner else r.spec.context,
                 "backend": backend,
+                "running": stats.rows,
+                "waiting": stats.waiting,
+                "prefix_cache_bytes": stats.prefix_bytes,
             }
         )
     return rows
