@@ -121,6 +121,9 @@ class Batch:
     """
 
     memory: Memory | None = None
+    # Whether pieces of unlike widths cost more than padding: on CUDA MLX plans anew for every shape, which
+    # takes as long as reading some thousand tokens.
+    even = False
     shapes = True  # the rows' penalties and biases are its own affair, and no processors
 
     def __init__(
@@ -308,7 +311,9 @@ class Batch:
         before = reader.longest
         # A row that has nothing left to read goes first: a piece of one token cannot be padded.
         if before and all(reader.rest):
-            pending = reader.read(self._with_rows, min(width, self._pause(reader)))
+            if self.even:
+                width = 1 << (width.bit_length() - 1)
+            pending = reader.read(self._with_rows, min(width, self._pause(reader)), self.even)
             if writers:
                 mx.synchronize()
                 written = time.perf_counter()

@@ -120,6 +120,8 @@ class Engine:
         else:
             self._steps = Solo(loaded.model, eos, rows, chunk, prefixes)
         self._steps.memory = self._memory
+        if isinstance(self._steps, Batch):
+            self._steps.even = self._device == "cuda"
 
     # ------------------------------------------------------------ requests
 

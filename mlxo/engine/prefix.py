@@ -125,6 +125,9 @@ class Prefixes:
             rest = wanted[at.end * WIDTH : (at.end + self._block) * WIDTH]
             whole = None
             for child in self._children(at):
+                more = (max(most, at.end) - at.end + 1) * WIDTH
+                if child.tokens[:more] != rest[:more]:
+                    continue  # no more than the best has
                 n = at.end + min(common(child.tokens, rest), limit - at.end)
                 along = max(along, n)
                 if n == at.end + self._block:
@@ -270,11 +273,11 @@ class Prefixes:
                 yield block
 
     def _shrink(self) -> None:
-        """Ends of sequences go before their beginnings."""
+        """Ends of sequences go before their beginnings; some more of the arrays than must, to sort rarely."""
         if self.nbytes <= self._budget and self._arrays <= self._most:
             return
         for block in sorted(self._held(), key=lambda b: (b.used, -b.start)):
-            if self.nbytes <= self._budget and self._arrays <= self._most:
+            if self.nbytes <= self._budget and self._arrays <= self._most - self._most // 16:
                 break
             self._release(block)
             if not block.stored:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
-from mlx_lm.models.cache import KVCache, QuantizedKVCache, dynamic_roll, make_prompt_cache
+from mlx_lm.models.cache import BatchKVCache, KVCache, QuantizedKVCache, dynamic_roll, make_prompt_cache
 
 from mlxo.core.errors import LoadFailed
 
@@ -53,7 +53,17 @@ def merge(layers: Sequence[Any]) -> Any:
     """Layer caches of one row each as one of several, in order."""
     if type(layers[0]) is QuantizedKVCache:
         return Batched.merge(layers)
+    if len(layers) == 1 and type(layers[0]) is KVCache and layers[0].keys is not None:
+        return _alone(layers[0])
     return layers[0].merge(layers)
+
+
+def _alone(layer: KVCache) -> BatchKVCache:
+    """Its row as the only one of several, without the copy that merging makes."""
+    batch = BatchKVCache([0])
+    batch.keys, batch.values = layer.keys, layer.values
+    batch.offset, batch._idx = mx.array([layer.offset]), layer.offset
+    return batch
 
 
 class Batched:

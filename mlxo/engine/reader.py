@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import BatchKVCache, KVCache
 
-from mlxo.engine.quantised import merge
+from mlxo.engine.quantised import Batched, merge
 from mlxo.engine.sampling import Rows, WithRows
+
+# Caches that any number of tokens can be taken out of again.
+_PADDABLE = (KVCache, BatchKVCache, Batched)
+_LEAST = 16  # tokens that are fed at once, where that number is to be a power of two
 
 
 class Reader:
@@ -96,21 +100,26 @@ class Reader:
         self.tokens = [self.tokens[i] for i in indices]
         self.rest = [self.rest[i] for i in indices]
 
-    def read(self, model: WithRows, width: int) -> list[Any]:
-        """Feed up to `width` tokens of every row, lazily: returns what is to be evaluated."""
+    def read(self, model: WithRows, width: int, even: bool = False) -> list[Any]:
+        """Feed up to `width` tokens of every row, lazily: returns what is to be evaluated.
+
+        `even`: pad what is fed to a power of two, where the caches allow.
+        """
         pieces = [rest[:width] for rest in self.rest]
         lengths = [len(p) for p in pieces]
         longest = max(lengths)
+        if even and all(type(layer) in _PADDABLE for layer in self.cache[:-1]):
+            longest = max(_LEAST, 1 << (longest - 1).bit_length())
         padding = [longest - n for n in lengths]
         padded = max(padding) > 0
         if padded:
             pieces = [[*p, *[0] * n] for p, n in zip(pieces, padding, strict=True)]
-            for layer in self.cache:
+            for layer in self.cache if self._merged else ():
                 layer.prepare(lengths=lengths, right_padding=padding)
         model(mx.array(pieces), cache=self.cache)
         if padded:
-            for layer in self.cache:
-                layer.finalize()
+            for layer in self.cache[:-1]:
+                layer.finalize() if self._merged else layer.trim(padding[0])
         for i, n in enumerate(lengths):
             self.tokens[i] = self.tokens[i] + self.rest[i][:n]
             self.rest[i] = self.rest[i][n:]

@@ -27,8 +27,8 @@ Inbox = queue.SimpleQueue[wire.ToRunner]
 
 # Seconds. Requests that come together are read together, in one wide prefill, when nobody waits for a token:
 # then the loop waits for the next one as long as GATHER, and GATHER_MOST in all.
-GATHER = 0.003
-GATHER_MOST = 0.03
+GATHER = 0.004
+GATHER_MOST = 0.05
 HEARTBEAT = 1.0  # seconds: how often the engine says that it moves, and what it holds, while it has work
 
 

@@ -12,6 +12,7 @@ from mlxo.server import keys, middleware, routes
 from mlxo.server.jobs import Jobs
 from mlxo.server.responses import Responses
 from mlxo.server.scheduler import Scheduler
+from mlxo.server.specs import Specs
 from mlxo.store.registry import Registry
 
 MAX_JSON = 64 << 20  # bytes of a JSON body: a chat with some pictures; blobs are streamed and have no limit
@@ -30,6 +31,7 @@ def init_app(settings: Settings, registry: Registry, scheduler: Scheduler) -> we
     app[keys.SETTINGS] = settings
     app[keys.REGISTRY] = registry
     app[keys.SCHEDULER] = scheduler
+    app[keys.SPECS] = Specs(registry, scheduler)
     app[keys.JOBS] = Jobs()
     app[keys.RUNNING] = {}
     app[keys.RESPONSES] = Responses()

@@ -117,6 +117,11 @@ class Scheduler:
         """All that are in memory or loading, the longest-lived first."""
         return sorted((r for r in self._residents.values() if r.closing is None), key=lambda r: -r.until)
 
+    def holds(self, digest: str) -> bool:
+        """Whether the model of this manifest is in memory, and stays for now."""
+        resident = self._residents.get(digest)
+        return resident is not None and resident.runner is not None and resident.closing is None
+
     def used(self) -> int:
         """Bytes of all that are in memory, loading or on their way out."""
         return sum(r.size for r in self._residents.values())

@@ -143,7 +143,7 @@ class Manifests:
         self._folder = paths.manifests
         self._tmp = paths.tmp
 
-    def _path(self, name: ModelName) -> Path:
+    def path(self, name: ModelName) -> Path:
         """Where `name` lies or would lie; a part that is there in another spelling keeps that spelling."""
         path = self._folder
         for part in (name.host, name.namespace, name.model, name.tag):
@@ -152,14 +152,14 @@ class Manifests:
 
     def locate(self, name: ModelName) -> ModelName:
         """`name` as it is spelled on disk, as far as it is there."""
-        return ModelName(*self._path(name).parts[-4:])
+        return ModelName(*self.path(name).parts[-4:])
 
     def has(self, name: ModelName) -> bool:
-        return self._path(name).is_file()
+        return self.path(name).is_file()
 
     def read(self, name: ModelName) -> Stored:
         """Raises ModelNotFound, or Corrupt when the file is no manifest."""
-        path = self._path(name)
+        path = self.path(name)
         with disk.guard(self._folder):
             try:
                 with path.open("rb") as f:
@@ -175,14 +175,14 @@ class Manifests:
 
     def write(self, name: ModelName, manifest: Manifest) -> ModelName:
         """Returns the name in the spelling it is kept under."""
-        path = self._path(name)
+        path = self.path(name)
         with disk.guard(self._folder):
             disk.write(path, msgspec.json.encode(manifest), self._tmp)
         return ModelName(*path.parts[-4:])
 
     def remove(self, name: ModelName) -> None:
         """Delete the file, then the folders that are empty without it."""
-        path = self._path(name)
+        path = self.path(name)
         with disk.guard(self._folder):
             path.unlink()
             disk.sync_folder(path.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 
@@ -77,7 +76,7 @@ async def _several(
 async def resolve(http: web.Request, model: str, missing: str) -> ModelSpec:
     """The model of this name. Raises ModelNotFound, in words with the name as the client wrote it."""
     try:
-        return await asyncio.to_thread(http.app[keys.REGISTRY].resolve, model)
+        return await http.app[keys.SPECS].resolve(model)
     except ModelNotFound as e:
         raise ModelNotFound(missing.format(model), e.hint) from None
 
