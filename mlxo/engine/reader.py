@@ -31,7 +31,7 @@ class Reader:
         self.rest = [ids[read:-1]]
         self.cache = [*cache, rows]
         self._merged = False
-        self._reserve(len(ids))
+        self._reserve(len(ids) + KVCache.step)
 
     def __len__(self) -> int:
         return len(self.uids)
