@@ -49,6 +49,7 @@ _CACHE = 2 << 30
 # Bytes of the prefix cache, where they are no more than an eighth of the memory: the weights, the rows that
 # run and all else on the machine go first.
 _PREFIXES = 2 << 30
+_SAVES = 8  # steps between two sequences that are handed to the disk while others run
 # Seconds that an engine may take to leave while prompts are written to disk.
 _FLUSH = 2.0
 
@@ -85,7 +86,7 @@ class Engine:
             mx.set_wired_limit(limit("metal"))  # or macOS pages weights out between two answers
         trained = _trained_context(spec, loaded)
         self.context = min(context or trained, trained)
-        self._tokens = 0
+        self._tokens = self._turns = 0
         self._drafted = self._accepted = 0
         self._events: list[Emitted] = []
         self._sequences: dict[str, Sequence] = {}
@@ -215,7 +216,9 @@ class Engine:
         """One step of every row; all events since the last call. After a raise call `abort`."""
         if excess := self._memory.over():
             self._relieve(excess)
-        self._prefixes.save()
+        self._turns += 1
+        if not self._sequences or self._turns % _SAVES == 0:
+            self._prefixes.save(1)  # one, so that a request which comes now does not wait for all
         for key, cached in self._steps.admit().items():
             self._events.append((key, self._sequences[key].start(cached)))
         if len(self._steps):

@@ -28,6 +28,7 @@ ARRAYS = 100_000
 # Tokens of an answer for which there is room in caches that are resumed from.
 _ROOM = 256
 # Tokens that a template may write after the start of the answer, such as those that open its thinking.
+_BACKLOG = 256  # sequences that may wait for the disk; the eldest are not written
 _TAIL = 64
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -204,7 +205,7 @@ class Prefixes:
             self._supersede(block)
         mx.async_eval([p.lazy for p in fresh])  # type: ignore[no-untyped-call]
         if self._spill and n >= self._block // 2:
-            self._unsaved.append(at)
+            self._unsaved = [*self._unsaved[-_BACKLOG:], at]
         self._shrink()
 
     def _place(
@@ -320,9 +321,10 @@ class Prefixes:
         """Whether `save` has anything to do."""
         return bool(self._unsaved)
 
-    def save(self) -> None:
-        """Hand what came in lately to the disk. Waits for the blocks' arrays."""
-        unsaved, self._unsaved = self._unsaved, []
+    def save(self, most: int | None = None) -> None:
+        """Hand what came in lately to the disk, at most so many sequences. Waits for the blocks' arrays."""
+        unsaved = self._unsaved[:most]
+        del self._unsaved[: len(unsaved)]
         for last in unsaved if self._spill else ():
             path = list(last.path())[::-1]
             for block in path:
