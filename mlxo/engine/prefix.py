@@ -27,8 +27,8 @@ BLOCK = 256
 ARRAYS = 100_000
 # Tokens of an answer for which there is room in caches that are resumed from.
 _ROOM = 256
-# Tokens that a template may write after the start of the answer, such as those that open its thinking.
 _BACKLOG = 256  # sequences that may wait for the disk; the eldest are not written
+# Tokens that a template may write after the start of the answer, such as those that open its thinking.
 _TAIL = 64
 _DIGEST = re.compile("[0-9a-f]{64}")
 
